@@ -1,0 +1,173 @@
+"""The contract between the training loop and a paper: what a model is, what it may know, how it descends.
+
+A model is a frozen dataclass of hyper-parameters with pure methods. The loop (`train.py`) calls `init`, `train_step`,
+`evaluate` and `weights`; what else a model can do is told by the capabilities it inherits (`Generates`, `Morphs`).
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+Wave = Float[Array, "batch time channels"]  # amplitude in [-1, 1]
+Labels = Int[Array, "batch"]  # class index
+Params = Mapping[str, Any]  # a pytree of arrays
+Metrics = Mapping[str, Array]
+Loss = Callable[[Params], tuple[Float[Array, ""], Metrics]]
+
+
+class InputError(ValueError):
+    """Something the caller can mend: one line that names the thing, its value, the rule and the remedy. Exit code 2."""
+
+
+class Batch(NamedTuple):
+    """Training examples: `wave` [batch, time, channels] in [-1, 1]; `label` [batch], zeros where the data has none."""
+
+    wave: Wave
+    label: Labels
+
+
+class State(NamedTuple):
+    """All that training changes. Arrays only, none of size zero, so that it can be saved, sharded and donated."""
+
+    step: Int[Array, ""]
+    params: Mapping[str, Params]  # one entry per network
+    opt: Mapping[str, optax.OptState]  # one entry per optimiser
+    extra: Mapping[str, Any]  # what no gradient reaches: averages, batch statistics
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """What a step may know of the other devices: `axis` is None where it sees the whole batch (jit), else pmap's axis."""
+
+    axis: str | None = None
+
+    def mean(self, tree: Any) -> Any:
+        """The mean over all devices, leaf by leaf."""
+        return tree if self.axis is None else jax.lax.pmean(tree, self.axis)
+
+    def keys(self, key: Key[Array, ""], n: int) -> Key[Array, "n"]:
+        """One key per example, from its index in the whole batch: every device layout draws the same numbers."""
+        first = 0 if self.axis is None else jax.lax.axis_index(self.axis) * n
+        return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(n))
+
+    def local(self, params: Any) -> Any:
+        """Parameters whose gradient is this device's own; without it `jax.shard_map` sums the gradient over devices."""
+        return params if self.axis is None else jax.lax.pcast(params, self.axis, to="varying")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model(abc.ABC):
+    """A paper: hyper-parameters as fields, pure functions as methods."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # at least "paper" and "tiny"
+    criterion: ClassVar[str]  # the metric of `evaluate` that picks the best checkpoint; smaller is better
+    needs_labels: ClassVar[bool | property] = False
+
+    sample_rate: int  # Hz
+    segment: int  # samples per training example
+    batch_size: int  # examples consumed by one train_step
+    channels: int = 1  # 1: mono
+    gain: Literal["peak", "none"] = "none"  # peak: every recording is scaled to a peak of 1
+    classes: int = 0  # labels; 0: unconditional; filled in from the data
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
+
+    def measure(self, batches: Iterable[Batch]) -> Mapping[str, Array]:
+        """Statistics of the training data that `init` needs, from one pass over it; none for most models."""
+        del batches
+        return {}
+
+    @abc.abstractmethod
+    def init(self, key: Key[Array, ""], measured: Mapping[str, Array]) -> State:
+        """The state before the first step."""
+
+    def stage(self, step: int) -> Hashable:
+        """Which variant of `train_step` comes next, by the step number alone; None where there is one."""
+        del step
+        return None
+
+    @abc.abstractmethod
+    def train_step(
+        self, state: State, batch: Batch, key: Key[Array, ""], shard: Shard, stage: Hashable
+    ) -> tuple[State, Metrics]:
+        """One step; metrics are scalars, alike on all devices, those of `descend` among them."""
+
+    @abc.abstractmethod
+    def evaluate(self, state: State, batch: Batch, key: Key[Array, ""]) -> Metrics:
+        """Metrics on recordings it was not trained on, each of shape [batch]; the loop averages."""
+
+    @abc.abstractmethod
+    def weights(self, state: State) -> Params:
+        """What the capabilities take: the averaged weights where the paper samples from those."""
+
+
+class Generates(Model):
+    """Makes sound from nothing but a key and, if it is conditional, a label."""
+
+    @abc.abstractmethod
+    def generate(self, params: Params, key: Key[Array, ""], n: int, length: int, label: Labels | None) -> Wave:
+        """`n` sounds of `length` samples; sound i depends on (key, i, label[i]) alone. label: [n], if conditional."""
+
+
+class Morphs(Generates):
+    """Generates from a latent vector, so that there is a path between two sounds."""
+
+    @abc.abstractmethod
+    def latents(self, key: Key[Array, ""], n: int) -> Float[Array, "n latent"]:
+        """Draws from the prior; row i depends on (key, i) alone."""
+
+    @abc.abstractmethod
+    def render(self, params: Params, latent: Float[Array, "n latent"], label: Labels | None) -> Wave:
+        """The sounds at these points of the latent space."""
+
+    def generate(self, params: Params, key: Key[Array, ""], n: int, length: int, label: Labels | None) -> Wave:
+        """Renders draws from the prior; at most `segment` samples."""
+        if not 0 < length <= self.segment:
+            raise InputError(f"length is {length}: this model makes 1 to {self.segment} samples (its segment)")
+        return self.render(params, self.latents(key, n), label)[:, :length]
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """`parts` batches of every `parts`-th example: the interleaved split moves no data between devices."""
+    rows = batch.wave.shape[0]
+    if rows % parts:
+        raise InputError(f"a batch of {rows} examples does not split into {parts} equal parts")
+    parted = jax.tree.map(lambda x: x.reshape(rows // parts, parts, *x.shape[1:]), batch)
+    return [jax.tree.map(lambda x, i=i: x[:, i], parted) for i in range(parts)]
+
+
+def descend(
+    tx: optax.GradientTransformation, loss: Loss, params: Params, opt: optax.OptState, shard: Shard
+) -> tuple[Params, optax.OptState, Metrics]:
+    """One optimiser update; the only place where gradients are averaged over devices.
+
+    `loss(params)` returns the scalar and its metrics. An update whose averaged gradient is not finite is not applied:
+    parameters and optimiser state come back bit for bit, and the metric `skipped` is 1.
+    """
+    (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(shard.local(params))
+    grads, value, metrics = shard.mean((grads, value, metrics))
+    norm = optax.tree.norm(grads)
+
+    def update(params, opt):
+        updates, opt = tx.update(grads, opt, params)
+        return optax.apply_updates(params, updates), opt
+
+    finite = jnp.isfinite(norm)
+    params, opt = jax.lax.cond(finite, update, lambda *kept: kept, params, opt)
+    return params, opt, {"loss": value, **metrics, "grad_norm": norm, "skipped": 1.0 - finite}
+
+
+def unless_skipped(metrics: Metrics, new: Any, old: Any) -> Any:
+    """`new` where the update that gave `metrics` was applied, else `old`: what follows a skipped update keeps still."""
+    return jax.lax.cond(metrics["skipped"] == 0, lambda: new, lambda: old)
+
+
+def average(old: Any, new: Any, decay: float, updates: Int[Array, ""]) -> Any:
+    """Exponential moving average of weights after `updates` updates, with a decay that starts low: (1 + u) / (10 + u)."""
+    decay = jnp.minimum(decay, (1 + updates) / (10 + updates))
+    return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
