@@ -1,0 +1,82 @@
+"""Checkpoints: the state and nothing else, written in the background by orbax."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxaudio.core import InputError, State
+
+policies = ocp.checkpoint_managers
+
+
+class Checkpoints:
+    """The folder of a run's checkpoints: the `keep` latest and the best by `criterion` (smaller is better)."""
+
+    def __init__(self, folder: Path, keep: int, criterion: str, read_only: bool = False):
+        best = policies.BestN(
+            n=1,
+            get_metric_fn=lambda metrics: metrics[criterion],
+            reverse=True,
+            keep_checkpoints_without_metrics=False,
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            best_fn=lambda metrics: metrics[criterion],
+            best_mode="min",
+            read_only=read_only,
+        )
+        self.folder = folder
+        self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def latest(self, like: State) -> State | None:
+        """The last complete checkpoint, with the shardings of `like` (arrays or shapes); None where there is none."""
+        step = self.manager.latest_step()
+        return None if step is None else self.restore(step, like)
+
+    def restore(self, step: int, like: State) -> State:
+        """The checkpoint of this step."""
+        try:
+            return self.manager.restore(step, args=ocp.args.StandardRestore(like))
+        except (ValueError, KeyError, FileNotFoundError) as problem:
+            raise InputError(
+                f"the checkpoint {self.folder / str(step)} does not hold this model's state "
+                f"({_line(problem)}): give another --out, or delete the folder"
+            ) from problem
+
+    def save(self, step: int, state: State, metrics: Mapping[str, float] | None) -> None:
+        """Starts saving. A failure of the save before is raised here, of the last one by `close`."""
+        if metrics is not None:
+            metrics = {k: float(v) if math.isfinite(v) else math.inf for k, v in metrics.items()}
+        self._checked(self.manager.save, step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+
+    def best(self) -> int | None:
+        """The step of the best checkpoint among those that were evaluated."""
+        return self.manager.best_step()
+
+    def wait(self) -> None:
+        """Returns when all is on disk; raises what went wrong."""
+        self._checked(self.manager.wait_until_finished)
+
+    def _checked(self, act, *args, **kwargs) -> Any:
+        try:
+            return act(*args, **kwargs)
+        except Exception as problem:
+            raise InputError(
+                f"saving to {self.folder} failed ({_line(problem)}): make room or give another --out; "
+                f"the checkpoints before are whole, and the same command continues from them"
+            ) from problem
+
+
+def abstract(make, sharding) -> State:
+    """The shapes of what `make()` returns, with this sharding: what `Checkpoints.latest` wants."""
+    shapes = jax.eval_shape(make)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+def _line(problem: Exception) -> str:
+    text = " ".join(str(problem).split())
+    return f"{type(problem).__name__}: {text[:200]}"

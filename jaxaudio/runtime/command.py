@@ -1,0 +1,62 @@
+"""What every command of the project does alike: compile once per machine, fail in one line."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from jaxaudio.core import InputError
+from jaxaudio.data.pack import cache_folder
+
+DONE, BUG, WRONG_INPUT, STOPPED = 0, 1, 2, 3  # exit codes
+
+
+def prepare(deterministic: bool = False) -> None:
+    """The persistent compilation cache, on; and what `--deterministic` asks of a GPU. Before the first device use."""
+    if deterministic:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> int:
+    """The exit code of main(arguments); what the caller can mend becomes one line on stderr."""
+    try:
+        return main(arguments) or DONE
+    except InputError as problem:
+        return _fail(str(problem))
+    except OSError as problem:
+        if problem.filename is None and problem.errno is None:
+            raise
+        where = f": {problem.filename}" if problem.filename else ""
+        return _fail(f"{problem.strerror}{where} (the system's error {problem.errno}); free it or give another folder")
+    except KeyboardInterrupt:
+        return _fail("interrupted", 128 + signal.SIGINT)
+
+
+def _fail(text: str, code: int = WRONG_INPUT) -> int:
+    print(f"{Path(sys.argv[0]).name}: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+class Signals:
+    """SIGTERM and SIGINT as a flag while it is open; the second one acts at once."""
+
+    def __enter__(self) -> "Signals":
+        self.caught: str | None = None
+        self.before = {s: signal.signal(s, self._catch) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number: int, frame: object) -> None:
+        del frame
+        self.caught = signal.Signals(number).name
+        signal.signal(number, self.before[number])

@@ -1,0 +1,117 @@
+"""A run's folder: whose it is, who works in it, and what it was trained with."""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxaudio import zoo
+from jaxaudio.core import InputError, Model, Params
+from jaxaudio.runtime.checkpoint import Checkpoints, abstract
+from jaxaudio.runtime.parallel import Devices
+
+PACKAGES = ("jaxaudio", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+OTHER = "give another --out, or delete the folder"
+
+
+def claim(folder: Path, model: Model, run: Mapping[str, Any]) -> Any:
+    """Makes the folder this run's for as long as the returned lock lives.
+
+    `run` holds `seed` and `data`, which must be the same when a run is continued, and what else is worth keeping.
+    Raises InputError where another process works in it or another run lies in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder / "lock", "a+")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as taken:
+        lock.seek(0)
+        raise InputError(f"{folder} is in use by process {lock.read().strip()}: wait for it, or {OTHER}") from taken
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+
+    if (folder / "model.json").exists():
+        there, here = _read(folder / "model.json"), zoo.dump(model)
+        there_run = _read(folder / "run.json")
+        there |= {"seed": there_run["seed"], "data": there_run["data"]["fingerprint"]}
+        here = json.loads(json.dumps(here)) | {"seed": run["seed"], "data": run["data"]["fingerprint"]}
+        differing = [k for k in sorted(there | here) if there.get(k) != here.get(k)]
+        if differing:
+            each = "; ".join(f"{k} is {there.get(k)} there and {here.get(k)} here" for k in differing)
+            raise InputError(f"{folder} holds another run: {each}; {OTHER}")
+    _write(folder / "run.json", {**run, "command": sys.argv, "versions": versions(), "git": revision()})
+    _write(folder / "model.json", zoo.dump(model))
+    return lock
+
+
+class Trained(NamedTuple):
+    """A trained run, ready to use."""
+
+    folder: Path
+    model: Model
+    params: Params
+    step: int
+    labels: tuple[str, ...]  # the classes' names; () where it is unconditional
+
+
+def trained(folder: Path, which: str = "latest") -> Trained:
+    """The run in this folder at the checkpoint `which`: latest, best, or a step's number."""
+    if not (folder / "model.json").is_file():
+        raise InputError(f"{folder} is not a run's folder (no model.json in it): give the folder that train.py wrote")
+    model = zoo.parse(_read(folder / "model.json"))
+    saved = Checkpoints(folder / "checkpoints", 1, model.criterion, read_only=True)
+    steps = {"latest": saved.manager.latest_step(), "best": saved.best()}
+    steps |= {str(step): step for step in saved.manager.all_steps()}
+    if steps.get(which) is None:
+        have = ", ".join(k for k, step in steps.items() if step is not None) or "none yet"
+        raise InputError(f"{folder} has no checkpoint {which!r}: it has {have}")
+    like = abstract(lambda: model.init(jax.random.key(0), {}), Devices(count=1).replicated)
+    state = saved.restore(steps[which], like)
+    labels = tuple(_read(folder / "run.json")["data"]["classes"])
+    return Trained(folder, model, model.weights(state), steps[which], labels if model.classes else ())
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that results depend on, and the device."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
+    device = jax.devices()[0]
+    return {"python": sys.version.split()[0], **found, "device": f"{jax.device_count()} {device.device_kind}"}
+
+
+def revision() -> str | None:
+    """The git revision of the code, with "+" where it was changed since; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as problem:
+        raise InputError(f"{path} can't be read ({problem}): {OTHER}") from problem
+
+
+def _write(path: Path, what: Mapping[str, Any]) -> None:
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(what, indent=1, default=str) + "\n")
+    fresh.replace(path)

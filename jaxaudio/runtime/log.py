@@ -1,0 +1,123 @@
+"""What a run writes while it trains: metrics.jsonl, TensorBoard events, a progress bar or plain lines."""
+
+import collections
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import tqdm
+
+from jaxaudio.core import Metrics
+
+IN_FLIGHT = 2  # steps: an unbounded queue of work aborts on several CPU devices, and serves nothing
+
+
+class Diverged(Exception):
+    """Too many steps in a row had an update that was not finite."""
+
+
+class Log:
+    """Metrics of a run from step `start` on: lines of later steps, from a run that was killed, are dropped."""
+
+    def __init__(self, folder: Path, start: int, steps: int, every: int, patience: int):
+        from tensorboardX import SummaryWriter
+
+        self.path, self.every, self.patience = folder / "metrics.jsonl", every, patience
+        kept = [line for line in _lines(self.path) if line.get("step", 0) <= start]
+        fresh = self.path.with_suffix(".new")
+        fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        fresh.replace(self.path)
+        self.file = open(self.path, "a", buffering=1)  # noqa: SIM115
+        self.events = SummaryWriter(str(folder), purge_step=start + 1, flush_secs=30)
+        self.bar = tqdm.tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=None)
+        self.steps, self.flying = steps, collections.deque()
+        self.window: list[dict[str, float]] = []
+        self.skipped, self.waited, self.since = 0, 0.0, time.perf_counter()
+
+    def add(self, step: int, metrics: Metrics, examples: float, waited: float) -> None:
+        """Metrics of a step that was just started; waits for the one two before it. `examples`: seconds of audio."""
+        for leaf in jax.tree.leaves(metrics):
+            leaf.copy_to_host_async()
+        self.flying.append((step, metrics, examples))
+        self.waited += waited
+        while len(self.flying) > IN_FLIGHT:
+            self._land()
+
+    def busy(self) -> bool:
+        """Whether the devices still have a step to work on."""
+        return bool(self.flying) and not jax.tree.leaves(self.flying[-1][1])[0].is_ready()
+
+    def drain(self) -> None:
+        """Waits for every step that was started."""
+        while self.flying:
+            self._land()
+
+    def pause(self) -> None:
+        """The time since the last line does not count: it went into evaluation or saving."""
+        self.since, self.waited, self.window = time.perf_counter(), 0.0, []
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl, the same as TensorBoard scalars."""
+        clean = {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
+        self.file.write(json.dumps({"step": step, **clean}) + "\n")
+        for name, value in metrics.items():
+            self.events.add_scalar(name, value, step)
+
+    def say(self, text: str) -> None:
+        """A line for people, above the bar if there is one."""
+        self.bar.write(text) if not self.bar.disable else print(text, flush=True)
+
+    def media(self, step: int, sounds: np.ndarray, sample_rate: int, sheet: np.ndarray) -> None:
+        """Sounds [n, time, channels] and their picture [height, width, 3] (uint8) for TensorBoard."""
+        self.events.add_image("samples", sheet, step, dataformats="HWC")
+        for i, sound in enumerate(sounds[:4]):
+            self.events.add_audio(f"samples/{i}", sound[:, :1], step, sample_rate)
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self.bar.close()
+        self.file.close()
+        self.events.close()
+
+    def _land(self) -> None:
+        step, metrics, examples = self.flying.popleft()
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.bar.update(step - self.bar.n)
+        self.window.append({**values, "examples": examples})
+        bad = sorted(k for k, v in values.items() if k.endswith("skipped") and v > 0)
+        self.skipped = self.skipped + 1 if bad else 0
+        if step % self.every == 0 or step == self.steps:
+            self._line(step)
+        if self.skipped >= self.patience:
+            losses = ", ".join(f"{k.replace('skipped', 'loss')} = {values[k.replace('skipped', 'loss')]}" for k in bad)
+            raise Diverged(f"{self.skipped} steps in a row had a gradient that is not finite: {losses} at step {step}")
+
+    def _line(self, step: int) -> None:
+        now = time.perf_counter()
+        seconds, count = now - self.since, len(self.window)
+        metrics = {k: float(np.mean([line[k] for line in self.window])) for k in self.window[0] if k != "examples"}
+        metrics["steps_per_second"] = count / seconds
+        metrics["audio_per_second"] = sum(line["examples"] for line in self.window) / seconds
+        metrics["input_wait"] = self.waited / seconds
+        self.write(step, metrics)
+        main = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k.endswith("/loss"))
+        if self.bar.disable:
+            self.say(f"step {step}/{self.steps}  {main}  {metrics['steps_per_second']:.3g} steps/s")
+        else:
+            self.bar.set_postfix_str(main)
+        self.since, self.waited, self.window = now, 0.0, []
+
+
+def _lines(path: Path) -> list[dict]:
+    """The whole lines of a file that may have been cut off."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found

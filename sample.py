@@ -1,0 +1,55 @@
+"""What a trained run can do, a verb each: python sample.py VERB RUN [--out FOLDER] [--seed S] [options of the verb].
+
+Each verb is a file of jaxaudio/tasks; `python sample.py VERB --help` lists its options.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxaudio import tasks
+from jaxaudio.core import InputError
+from jaxaudio.runtime import command
+from jaxaudio.runtime.folder import trained
+from jaxaudio.zoo import choose
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common:
+    """Of every verb."""
+
+    run: Annotated[Path, tyro.conf.Positional]  # the folder that train.py wrote
+    out: Path = Path("sounds")  # where the results go
+    seed: int = 0  # the same seed gives the same files
+    checkpoint: str = "latest"  # latest, best, or a step's number
+
+
+def main(arguments: list[str]) -> None:
+    """One verb, done."""
+    verbs = {found.name: f"jaxaudio.tasks.{found.name}" for found in pkgutil.iter_modules(tasks.__path__)}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        for verb, module in verbs.items():
+            print(f"  {verb:12} {importlib.import_module(module).__doc__.strip()}")
+        return
+    verb = importlib.import_module(verbs[choose("verb", arguments[0], verbs)])
+    options_type = dataclasses.make_dataclass("Options", [], bases=(verb.Options, Common), frozen=True, kw_only=True)
+    options_type.__doc__ = verb.__doc__
+    options = tyro.cli(options_type, args=arguments[1:], prog=f"sample.py {arguments[0]}")
+
+    run = trained(options.run, options.checkpoint)
+    if not isinstance(run.model, verb.NEEDS):
+        able = [name for name, path in verbs.items() if isinstance(run.model, importlib.import_module(path).NEEDS)]
+        raise InputError(f"{options.run} can't {arguments[0]}: it can {', '.join(able)}")
+    verb.perform(run, options, options.seed, options.out)
+    print(f"{arguments[0]}: step {run.step} of {options.run} -> {options.out}")
+
+
+if __name__ == "__main__":
+    command.prepare()
+    sys.exit(command.guarded(main, sys.argv[1:]))
