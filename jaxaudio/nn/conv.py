@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 Padding = str | int | Sequence[tuple[int, int]]  # "SAME" as TensorFlow, one number as PyTorch, or (left, right) per axis
 Signal = Float[Array, "batch *space channels"]
 Kernel = Float[Array, "*taps in_channels out_channels"]
+Result = Float[Array, "batch *frames features"]
 
 # Measured on the CPU; on GPU and TPU not yet, so there it is what their libraries expect.
 FORMS: Mapping[str, str] = {"cpu": "phase", "gpu": "direct", "tpu": "direct"}
@@ -33,13 +34,13 @@ BLOCK_CHANNELS = 16  # a folded signal of fewer channels than this is folded fur
 
 def conv(
     x: Signal, kernel: Kernel, stride: Sequence[int], padding: Padding, dilation: Sequence[int], groups: int = 1
-) -> Signal:
+) -> Result:
     """Convolution, in the form that is faster here."""
     form = {"direct": conv_direct, "phase": conv_phase}[FORMS.get(jax.default_backend(), "direct")]
     return form(x, kernel, tuple(stride), pairs(padding, x, kernel, stride, dilation), tuple(dilation), groups)
 
 
-def conv_transpose(x: Signal, kernel: Kernel, stride: Sequence[int], padding: Padding) -> Signal:
+def conv_transpose(x: Signal, kernel: Kernel, stride: Sequence[int], padding: Padding) -> Result:
     """Transposed convolution, in the form that is faster here; output (T - 1) * stride + taps - left - right."""
     form = {"direct": conv_transpose_direct, "phase": conv_transpose_phase}[FORMS.get(jax.default_backend(), "direct")]
     return form(x, kernel, tuple(stride), crops(padding, kernel, stride))
@@ -60,7 +61,7 @@ class Conv(nn.Module):
     kernel_init: Callable = nn.initializers.glorot_uniform()
 
     @nn.compact
-    def __call__(self, x: Signal) -> Signal:
+    def __call__(self, x: Signal) -> Result:
         shape = (*self.taps, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         if self.weight_norm:
@@ -83,7 +84,7 @@ class ConvTranspose(nn.Module):
     kernel_init: Callable = nn.initializers.glorot_uniform()
 
     @nn.compact
-    def __call__(self, x: Signal) -> Signal:
+    def __call__(self, x: Signal) -> Result:
         kernel = self.param("kernel", self.kernel_init, (*self.taps, x.shape[-1], self.features))
         if self.weight_norm:
             kernel = normalised(self, kernel, -2)
@@ -225,8 +226,9 @@ def conv_transpose_phase(x, kernel, stride, padding):
 def _unit(x, kernel, lefts, lengths, dilation):
     """Stride-1 convolution that starts `left` before x and makes `length` frames.
 
-    Its padding always sums to the span minus one: beyond that, and in the gradient of less than that, XLA's CPU
-    backend computes the weight gradient 60 times slower. What is left over is padded or cut outside.
+    Its padding always sums to the span minus one. With more the weight gradient, with less the gradient's gradient is
+    a convolution whose window is longer than its signal; XLA turns those round, into a form for which its CPU backend
+    has only a loop, 60 times slower. What is left over is padded or cut outside.
     """
     spans = [d * (k - 1) for k, d in zip(kernel.shape, dilation, strict=False)]
     shape, outer, inner = x.shape[1:-1], [], []
@@ -235,7 +237,7 @@ def _unit(x, kernel, lefts, lengths, dilation):
         front = left - inside
         outer.append((front, max(0, length - n - front), 0))
         inner.append((inside, span - inside))
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *outer, (0, 0, 0)])
+    x = _pad(x, [(0, 0, 0), *outer, (0, 0, 0)])
     ones = [1] * len(spans)
     y = jax.lax.conv_general_dilated(x, kernel, ones, inner, rhs_dilation=dilation, dimension_numbers=_numbers(len(spans)))
     return _crop(y, lengths)
@@ -251,7 +253,7 @@ def _banks(kernel, shifts, stride, many, folds):
         edges = [[(0, 0, 0)] * kernel.ndim for _ in range(u)]
         for j in range(u):
             edges[j][axis] = (shift + j * s, rows * fold - taps - shift - j * s, 0)
-        kernel = jnp.stack([jax.lax.pad(kernel, jnp.zeros((), kernel.dtype), e) for e in edges], axes + axis)
+        kernel = jnp.stack([_pad(kernel, e) for e in edges], axes + axis)
     shape = [n for size, fold in zip(kernel.shape, folds, strict=False) for n in (size // fold, fold)]
     kernel = kernel.reshape(*shape, *kernel.shape[axes:])
     order = [*range(0, 2 * axes, 2), *range(1, 2 * axes, 2), *range(2 * axes, kernel.ndim)]
@@ -270,7 +272,7 @@ def _fold(x, folds):
     if math.prod(folds) == 1:
         return x
     edges = [(0, -n % f, 0) for n, f in zip(x.shape[1:-1], folds, strict=True)]
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    x = _pad(x, [(0, 0, 0), *edges, (0, 0, 0)])
     axes = len(folds)
     sizes = [n for size, f in zip(x.shape[1:-1], folds, strict=True) for n in (size // f, f)]
     order = [0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1]
@@ -286,6 +288,16 @@ def _unfold(x, folds):
     x = x.reshape(x.shape[0], *rows, *folds, -1)
     order = [0, *(n for axis in range(axes) for n in (1 + axis, 1 + axes + axis)), 1 + 2 * axes]
     return x.transpose(order).reshape(x.shape[0], *(n * f for n, f in zip(rows, folds, strict=True)), x.shape[-1])
+
+
+def _dilate(kernel, dilation):
+    """The kernel with its taps `dilation` apart, zeros between."""
+    return _pad(kernel, [*((0, 0, d - 1) for d in dilation), (0, 0, 0), (0, 0, 0)])
+
+
+def _pad(x, edges):
+    """`lax.pad` with zeros; x itself where there is nothing to pad."""
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), edges) if any(any(edge) for edge in edges) else x
 
 
 def _crop(x, lengths):

@@ -1,0 +1,175 @@
+"""WaveGAN in plain PyTorch (Donahue et al. 2019, arXiv 1802.04208): what the JAX model is timed and compared with.
+
+Sounds are [batch, channels, time]. Padding is TensorFlow's SAME, as in the authors' code, and layers are named so that
+`load` takes the JAX parameters as they are. Randomness is an argument of the updates: both sides can be fed the same.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KERNEL = 25
+START = 16  # samples that the generator's first layer makes, and that the critic's last layer sees
+SHUFFLED = 4  # the first layers of the critic are followed by phase shuffle
+
+
+def strides(segment: int) -> list[int]:
+    """The generator's upsampling factors: fours, and a last two if need be; 5 for 16384, 6 for 32768 and 65536."""
+    factors, rest = [], segment // START
+    while rest > 1:
+        factors.append(min(4, rest))
+        rest //= factors[-1]
+    return factors
+
+
+class Generator(nn.Module):
+    """Noise [batch, latent] to sound [batch, channels, segment] in [-1, 1]."""
+
+    def __init__(self, width: int = 64, segment: int = 16384, channels: int = 1, latent: int = 100) -> None:
+        super().__init__()
+        factors = strides(segment)
+        widths = [width * 2**i for i in reversed(range(len(factors)))]
+        self.dense = nn.Linear(latent, START * widths[0])
+        # The full transposed convolution has 25 - s samples too many: (25 - s) // 2 go in front, one more behind.
+        self.up = nn.ModuleList(
+            nn.ConvTranspose1d(c_in, c_out, KERNEL, s, padding=(KERNEL - s) // 2)
+            for c_in, c_out, s in zip(widths, [*widths[1:], channels], factors, strict=True)
+        )
+        self.apply(glorot)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.dense(latents).unflatten(1, (START, -1)).transpose(1, 2)
+        for layer in self.up:
+            x = layer(F.relu(x))[..., :-1]
+        return torch.tanh(x)
+
+
+class Critic(nn.Module):
+    """Sound [batch, channels, segment] to a score [batch]; `shuffle` is the largest shift of the phase shuffle."""
+
+    def __init__(self, width: int = 64, segment: int = 16384, channels: int = 1, shuffle: int = 2) -> None:
+        super().__init__()
+        self.shuffle = shuffle
+        factors = strides(segment)
+        widths = [width * 2**i for i in range(len(factors))]
+        self.down = nn.ModuleList(
+            nn.Conv1d(c_in, c_out, KERNEL, s)
+            for c_in, c_out, s in zip([channels, *widths[:-1]], widths, factors, strict=True)
+        )
+        self.dense = nn.Linear(START * widths[-1], 1)
+        self.apply(glorot)
+
+    def forward(self, x: Tensor, shifts: Sequence[int]) -> Tensor:
+        """shifts: samples by which the outputs of the first layers are delayed, one for each shuffled layer."""
+        for i, layer in enumerate(self.down):
+            total = KERNEL - layer.stride[0]
+            x = F.leaky_relu(layer(F.pad(x, (total // 2, total - total // 2))), 0.2)
+            if i < len(shifts):
+                x = phase_shuffle(x, shifts[i])
+        return self.dense(x.transpose(1, 2).flatten(1)).squeeze(1)
+
+    def draw_shifts(self) -> list[int]:
+        """Shifts for one call: uniform in -shuffle to shuffle, shared by the batch."""
+        layers = min(SHUFFLED, len(self.down) - 1)
+        return torch.randint(-self.shuffle, self.shuffle + 1, (layers,)).tolist()
+
+
+def glorot(module: nn.Module) -> None:
+    """TensorFlow's initialisation: Glorot uniform kernels, biases of zero."""
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.ConvTranspose1d):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def phase_shuffle(x: Tensor, shift: int) -> Tensor:
+    """x [batch, channels, time] delayed by `shift` samples (negative: advanced), the gap filled by reflection."""
+    if shift > 0:
+        return F.pad(x, (shift, 0), mode="reflect")[..., :-shift]
+    if shift < 0:
+        return F.pad(x, (0, -shift), mode="reflect")[..., -shift:]
+    return x
+
+
+def adam(module: nn.Module) -> torch.optim.Adam:
+    """The optimiser of both networks."""
+    return torch.optim.Adam(module.parameters(), lr=1e-4, betas=(0.5, 0.9), eps=1e-8, fused=True)
+
+
+def update_critic(
+    generator: Generator,
+    critic: Critic,
+    optimizer: torch.optim.Optimizer,
+    clips: Tensor,
+    latents: Tensor,
+    mix: Tensor,
+    shifts: Sequence[Sequence[int]],
+    gp_weight: float = 10.0,
+) -> Tensor:
+    """One critic update with gradient penalty (none if `gp_weight` is 0); returns the loss.
+
+    clips: [batch, channels, segment]; latents: [batch, latent]; mix: [batch], 0 for the clip and 1 for the generated
+    sound; shifts: those of the calls on clips, on generated sounds and on their mixtures.
+    """
+    with torch.no_grad():
+        fakes = generator(latents)
+    loss = critic(fakes, shifts[1]).mean() - critic(clips, shifts[0]).mean()
+    if gp_weight:
+        between = torch.lerp(clips, fakes, mix[:, None, None]).requires_grad_()
+        (gradient,) = torch.autograd.grad(critic(between, shifts[2]).sum(), between, create_graph=True)
+        loss = loss + gp_weight * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def update_generator(
+    generator: Generator, critic: Critic, optimizer: torch.optim.Optimizer, latents: Tensor, shifts: Sequence[int]
+) -> Tensor:
+    """One generator update; returns the loss. latents: [batch, latent]."""
+    critic.requires_grad_(False)
+    loss = -critic(generator(latents), shifts).mean()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    critic.requires_grad_(True)
+    return loss.detach()
+
+
+def train_step(
+    generator: Generator,
+    critic: Critic,
+    g_opt: torch.optim.Optimizer,
+    c_opt: torch.optim.Optimizer,
+    clips: Tensor,
+    gp_weight: float = 10.0,
+) -> tuple[Tensor, Tensor]:
+    """A critic update for each of clips [updates, batch, channels, segment], then a generator update; both losses."""
+    batch, latent = clips.shape[1], generator.dense.in_features
+
+    def latents() -> Tensor:
+        return torch.empty(batch, latent, device=clips.device).uniform_(-1, 1)
+
+    for batch_clips in clips:
+        mix = torch.rand(batch, device=clips.device)
+        shifts = [critic.draw_shifts() for _ in range(3)]
+        c_loss = update_critic(generator, critic, c_opt, batch_clips, latents(), mix, shifts, gp_weight)
+    return c_loss, update_generator(generator, critic, g_opt, latents(), critic.draw_shifts())
+
+
+@torch.no_grad()
+def load(module: nn.Module, params: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Copies the JAX parameters in: `dense`, `up_i` or `down_i`, each with `kernel` and `bias`.
+
+    Kernels are [in, out] for dense layers and [time, in, out] for both kinds of convolution; neither kind is flipped.
+    """
+    orders = {nn.Linear: (1, 0), nn.Conv1d: (2, 1, 0), nn.ConvTranspose1d: (1, 2, 0)}
+    layers = {name.replace(".", "_"): m for name, m in module.named_modules() if type(m) in orders}
+    if layers.keys() != params.keys():
+        raise ValueError(f"parameters are named {sorted(params)}, the layers are {sorted(layers)}")
+    for name, layer in layers.items():
+        layer.weight.copy_(torch.from_numpy(np.transpose(params[name]["kernel"], orders[type(layer)]).copy()))
+        layer.bias.copy_(torch.from_numpy(np.array(params[name]["bias"])))

@@ -1,0 +1,159 @@
+"""Convolutions in every form against `jax.lax` in float64 and against PyTorch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxaudio.nn import conv as C
+
+# time, in, out, taps, stride, padding, dilation, groups
+CASES = {
+    "wavegan_first": ((64,), 1, 3, (25,), (4,), "SAME", (1,), 1),
+    "wavegan_inner": ((64,), 6, 5, (25,), (4,), "SAME", (1,), 1),
+    "wavegan_stride_2": ((33,), 20, 5, (25,), (2,), "SAME", (1,), 1),
+    "ragged": ((61,), 3, 5, (7,), (3,), ((5, 1),), (1,), 1),
+    "valid": ((40,), 3, 4, (7,), (1,), ((0, 0),), (1,), 1),
+    "wide_padding": ((40,), 3, 4, (7,), (1,), ((9, 12),), (1,), 1),
+    "dilated": ((50,), 3, 4, (3,), (1,), "SAME", (9,), 1),
+    "dilated_strided": ((50,), 3, 4, (3,), (2,), ((4, 3),), (5,), 1),
+    "grouped": ((64,), 8, 12, (41,), (4,), ((20, 20),), (1,), 4),
+    "image": ((12, 16), 2, 3, (5, 5), (2, 2), "SAME", (1, 1), 1),
+    "image_one_way": ((9, 17), 2, 3, (3, 9), (1, 2), ((1, 1), (4, 4)), (1, 1), 1),
+}
+TRANSPOSED = {
+    "wavegan_inner": ((16,), 6, 5, (25,), (4,), "SAME"),
+    "wavegan_last": ((16,), 6, 1, (25,), (4,), "SAME"),
+    "wavegan_stride_2": ((16,), 6, 1, (25,), (2,), "SAME"),
+    "hifigan": ((9,), 6, 20, (16,), (8,), ((4, 4),)),
+    "uncropped": ((9,), 3, 2, (5,), (3,), ((0, 0),)),
+    "beyond_its_end": ((9,), 3, 2, (4,), (3,), ((1, -2),)),
+    "image": ((4, 6), 3, 2, (5, 5), (2, 2), "SAME"),
+}
+
+
+def arrays(space, into, out, taps, groups=1, dtype=np.float64):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, *space, into))
+    w = rng.standard_normal((*taps, into // groups, out))
+    return jnp.asarray(x.astype(dtype)), jnp.asarray(w.astype(dtype))
+
+
+def derivatives(f, x, w):
+    """The value, both first derivatives and the derivative of a penalty on the slope, as WGAN-GP has it."""
+    loss = lambda x, w: jnp.sum(jnp.sin(f(x, w)))
+    penalty = lambda x, w: jnp.sum(jax.grad(loss)(x, w) ** 2)
+    return f(x, w), *jax.grad(loss, (0, 1))(x, w), *jax.grad(penalty, (0, 1))(x, w)
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_phase_form_computes_what_lax_computes_and_so_do_its_derivatives(case, float64):
+    space, into, out, taps, stride, padding, dilation, groups = CASES[case]
+    x, w = arrays(space, into, out, taps, groups)
+    padding = C.pairs(padding, x, w, stride, dilation)
+    forms = [
+        jax.jit(lambda x, w, f=f: derivatives(lambda x, w: f(x, w, stride, padding, dilation, groups), x, w))
+        for f in (C.conv_phase, C.conv_direct)
+    ]
+    for phase, direct in zip(*(f(x, w) for f in forms), strict=True):
+        np.testing.assert_allclose(phase, direct, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", TRANSPOSED)
+def test_transposed_phase_form_computes_what_lax_computes_and_so_do_its_derivatives(case, float64):
+    space, into, out, taps, stride, padding = TRANSPOSED[case]
+    x, w = arrays(space, into, out, taps)
+    padding = C.crops(padding, w, stride)
+    forms = [
+        jax.jit(lambda x, w, f=f: derivatives(lambda x, w: f(x, w, stride, padding), x, w))
+        for f in (C.conv_transpose_phase, C.conv_transpose_direct)
+    ]
+    for phase, direct in zip(*(f(x, w) for f in forms), strict=True):
+        np.testing.assert_allclose(phase, direct, rtol=1e-10, atol=1e-10)
+
+
+def test_transposed_convolution_scatters_what_its_definition_says():
+    x, w = arrays((5,), 2, 3, (7,), dtype=np.float32)
+    full = np.zeros((2, 4 * 3 + 7, 3))
+    for t in range(5):
+        for k in range(7):
+            full[:, t * 3 + k] += x[:, t] @ w[k]
+    np.testing.assert_allclose(C.conv_transpose(x, w, (3,), ((2, 3),)), full[:, 2:-3], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [32, 33, 34, 35])
+def test_same_padding_is_tensorflows(length):
+    x, w = arrays((length,), 2, 3, (25,), dtype=np.float32)
+    theirs = jax.lax.conv_general_dilated(x, w, (4,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+    np.testing.assert_allclose(C.conv(x, w, (4,), "SAME", (1,)), theirs, rtol=1e-4, atol=1e-4)
+    assert C.pairs("SAME", jnp.zeros((1, 64, 1)), jnp.zeros((25, 1, 1)), (4,), (1,)) == ((10, 11),)
+    assert C.crops("SAME", jnp.zeros((25, 1, 1)), (4,)) == ((10, 11),)
+
+
+def test_convolutions_equal_pytorchs():
+    torch = pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
+    x, w = arrays((64,), 8, 12, (11,), 4, np.float32)
+    ours = C.conv(x, w, (2,), 9, (2,), groups=4)
+    theirs = torch.nn.functional.conv1d(
+        torch.tensor(np.array(x)).mT, torch.tensor(np.array(w)).permute(2, 1, 0), stride=2, padding=9, dilation=2, groups=4
+    )
+    np.testing.assert_allclose(ours, theirs.mT, rtol=1e-4, atol=1e-4)
+    x, w = arrays((16,), 6, 5, (16,), dtype=np.float32)
+    ours = C.conv_transpose(x, w, (8,), 4)
+    theirs = torch.nn.functional.conv_transpose1d(
+        torch.tensor(np.array(x)).mT, torch.tensor(np.array(w)).permute(1, 2, 0), stride=8, padding=4
+    )
+    np.testing.assert_allclose(ours, theirs.mT, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_weight_norm_equals_pytorchs(transposed):
+    torch = pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
+    x, w = arrays((16,), 6, 5, (8,), dtype=np.float32)
+    if transposed:
+        layer, reference = C.ConvTranspose(5, (8,), (4,), 2, weight_norm=True), torch.nn.ConvTranspose1d(6, 5, 8, 4, 2)
+        order = (1, 2, 0)
+    else:
+        layer, reference = C.Conv(5, (8,), (4,), 2, weight_norm=True), torch.nn.Conv1d(6, 5, 8, 4, 2)
+        order = (2, 1, 0)
+    params = layer.init(jax.random.key(0), x)["params"]
+    direction = jnp.sqrt(jnp.sum(params["kernel"] ** 2, (0, 2) if transposed else (0, 1)))
+    np.testing.assert_allclose(params["scale"], direction, rtol=1e-6)
+    params["scale"] = params["scale"] * np.linspace(0.5, 2, params["scale"].size, dtype=np.float32)
+    reference = torch.nn.utils.parametrizations.weight_norm(reference, dim=0)
+    with torch.no_grad():
+        reference.parametrizations.weight.original1.copy_(torch.tensor(np.array(params["kernel"])).permute(order))
+        reference.parametrizations.weight.original0.copy_(torch.tensor(np.array(params["scale"])).reshape(-1, 1, 1))
+        reference.bias.zero_()
+        theirs = reference(torch.tensor(np.array(x)).mT).mT
+    np.testing.assert_allclose(layer.apply({"params": params}, x), theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_layers_compute_in_bfloat16_with_float32_parameters():
+    x, _ = arrays((16,), 6, 5, (8,), dtype=np.float32)
+    layer = C.Conv(5, (8,), (4,), dtype="bfloat16")
+    params = layer.init(jax.random.key(0), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    low, high = layer.apply(params, x), C.Conv(5, (8,), (4,)).apply(params, x)
+    assert low.dtype == jnp.bfloat16
+    np.testing.assert_allclose(low.astype(np.float32), high, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("case", ["wavegan_first", "wavegan_inner", "valid", "wide_padding"])
+def test_no_convolution_of_the_compiled_penalty_step_is_turned_round(case):
+    """Where a window is longer than its signal XLA swaps the two and reverses one, and its CPU backend has only a loop
+    60 times slower for that. The numbers are the same, so only the compiled program tells."""
+    space, into, out, taps, stride, padding, dilation, groups = CASES[case]
+    x, w = arrays(space, into, out, taps, groups, np.float32)
+    padding = C.pairs(padding, x, w, stride, dilation)
+    step = lambda f: jax.jit(lambda x, w: derivatives(lambda x, w: f(x, w, stride, padding, dilation, groups), x, w))
+    compiled = lambda f: step(f).lower(x, w).compile().as_text()
+    assert "rhs_reversal" not in compiled(C.conv_phase)
+    if case in ("valid", "wide_padding"):
+        assert "rhs_reversal" in compiled(C.conv_direct), "the textbook form has the fault that this test looks for"
