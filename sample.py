@@ -14,6 +14,7 @@ import tyro
 
 from jaxaudio import tasks
 from jaxaudio.core import InputError
+from jaxaudio.data.pack import cache_folder
 from jaxaudio.runtime import command
 from jaxaudio.runtime.folder import trained
 from jaxaudio.zoo import choose
@@ -51,5 +52,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.prepare()
+    command.prepare(cache_folder())
     sys.exit(command.guarded(main, sys.argv[1:]))

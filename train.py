@@ -19,8 +19,8 @@ import tyro
 from jaxaudio import zoo
 from jaxaudio.core import InputError, Model, State
 from jaxaudio.data import synth
-from jaxaudio.data.clips import Clips, DeviceClips, Plan
-from jaxaudio.data.pack import Folder, Pack, open_pack
+from jaxaudio.data.clips import Clips, Plan, fetcher
+from jaxaudio.data.pack import Folder, Pack, cache_folder, open_pack
 from jaxaudio.runtime import command
 from jaxaudio.runtime.checkpoint import Checkpoints, abstract
 from jaxaudio.runtime.folder import claim
@@ -53,7 +53,7 @@ class Run:
 def train(run: Run) -> int:
     """Trains to the end, a signal or divergence; the exit code."""
     devices = Devices(run.parallel)
-    rows = devices.rows(run.model.batch_size)
+    devices.rows(run.model.batch_size)
     pack = open_pack(source(run))
     model = with_classes(run.model, pack.classes)
     clips, held_out = Clips(pack, model, run.seed), Clips(pack, model, run.seed, "valid")
@@ -73,7 +73,7 @@ def train(run: Run) -> int:
         return command.DONE
 
     step, examine = devices.compile(model), Examination(run, model, held_out, devices, pack.classes, eval_key)
-    fetch = fetcher(run, clips, devices, rows)
+    fetch = fetcher(clips, devices, run.gather)
     log = Log(run.out, start, run.steps, run.log_every, run.patience)
     ending = ""
     with command.Signals() as signals:
@@ -153,16 +153,6 @@ def with_classes(model: Model, classes: tuple[str, ...]) -> Model:
     return dataclasses.replace(model, classes=len(classes))
 
 
-def fetcher(run: Run, clips: Clips, devices: Devices, rows: slice):
-    """step -> batch on the devices, cut on the host or on the devices themselves."""
-    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 0)
-    roomy = clips.pack.samples.nbytes < limit / 4
-    if run.gather == "device" or (run.gather == "auto" and roomy):
-        on_device = DeviceClips(clips, devices.replicated, devices.sharded)
-        return lambda i: on_device.gather(clips.plan(i, rows))
-    return lambda i: devices.shard(clips.gather(clips.plan(i, rows)))
-
-
 def introduce(run: Run, pack: Pack, clips: Clips, held_out: Clips) -> None:
     """Says what the data is; names what was left out in rejected.csv."""
     left_out = [*pack.rejected, *clips.left_out, *held_out.left_out]
@@ -194,7 +184,7 @@ def main(arguments: list[str]) -> int:
     spec = arguments[0]
     default = Run(model=zoo.load(spec), out=Path("runs") / spec.replace(":", "-"))
     run = tyro.cli(Run, default=default, args=arguments[1:], prog=f"train.py {spec}", description=__doc__)
-    command.prepare(run.deterministic)
+    command.prepare(cache_folder(), run.deterministic)
     return train(run)
 
 

@@ -56,16 +56,13 @@ class Shard:
         first = 0 if self.axis is None else jax.lax.axis_index(self.axis) * n
         return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(n))
 
-    def local(self, params: Any) -> Any:
-        """Parameters whose gradient is this device's own; without it `jax.shard_map` sums the gradient over devices."""
-        return params if self.axis is None else jax.lax.pcast(params, self.axis, to="varying")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model(abc.ABC):
     """A paper: hyper-parameters as fields, pure functions as methods."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # at least "paper" and "tiny"
+    published: ClassVar[Mapping[str, float]]  # parameters of the paper preset, in millions, per network
     criterion: ClassVar[str]  # the metric of `evaluate` that picks the best checkpoint; smaller is better
     needs_labels: ClassVar[bool | property] = False
 
@@ -132,12 +129,12 @@ class Morphs(Generates):
         return self.render(params, self.latents(key, n), label)[:, :length]
 
 
-def split(batch: Batch, parts: int) -> list[Batch]:
-    """`parts` batches of every `parts`-th example: the interleaved split moves no data between devices."""
-    rows = batch.wave.shape[0]
+def split(tree: Any, parts: int) -> list[Any]:
+    """`parts` trees of every `parts`-th example: the interleaved split moves no data between devices."""
+    rows = jax.tree.leaves(tree)[0].shape[0]
     if rows % parts:
-        raise InputError(f"a batch of {rows} examples does not split into {parts} equal parts")
-    parted = jax.tree.map(lambda x: x.reshape(rows // parts, parts, *x.shape[1:]), batch)
+        raise InputError(f"{rows} examples do not split into {parts} equal parts: change batch_size or the devices")
+    parted = jax.tree.map(lambda x: x.reshape(rows // parts, parts, *x.shape[1:]), tree)
     return [jax.tree.map(lambda x, i=i: x[:, i], parted) for i in range(parts)]
 
 
@@ -149,7 +146,7 @@ def descend(
     `loss(params)` returns the scalar and its metrics. An update whose averaged gradient is not finite is not applied:
     parameters and optimiser state come back bit for bit, and the metric `skipped` is 1.
     """
-    (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(shard.local(params))
+    (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
     grads, value, metrics = shard.mean((grads, value, metrics))
     norm = optax.tree.norm(grads)
     updates, new_opt = tx.update(grads, opt, params)

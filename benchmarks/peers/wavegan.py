@@ -4,7 +4,7 @@ Sounds are [batch, channels, time]. Padding is TensorFlow's SAME, as in the auth
 `load` takes the JAX parameters as they are. Randomness is an argument of the updates: both sides can be fed the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -173,3 +173,20 @@ def load(module: nn.Module, params: Mapping[str, Mapping[str, np.ndarray]]) -> N
     for name, layer in layers.items():
         layer.weight.copy_(torch.from_numpy(np.transpose(params[name]["kernel"], orders[type(layer)]).copy()))
         layer.bias.copy_(torch.from_numpy(np.array(params[name]["bias"])))
+
+
+def trainer(model, compiled: bool) -> Callable[[], object]:
+    """A training step of the same size as the JAX model's, on fixed clips of noise: call it, and it is done.
+
+    compiled: through `torch.compile`. Raises ValueError for what this peer does not have.
+    """
+    if model.conditional or model.loss != "wgan-gp" or model.batch_norm or model.post_filter:
+        raise ValueError("the PyTorch WaveGAN is the paper's alone: add --model.no-conditional (wgan-gp, no batch norm)")
+    generator = Generator(model.width, model.segment, model.channels, model.latent)
+    critic = Critic(model.width, model.segment, model.channels, model.shuffle)
+    if compiled:
+        generator.compile()
+        critic.compile()
+    optimizers = adam(generator), adam(critic)
+    clips = torch.randn(model.n_critic, model.batch_size // model.n_critic, model.channels, model.segment).mul_(0.1)
+    return lambda: train_step(generator, critic, *optimizers, clips, model.penalty)

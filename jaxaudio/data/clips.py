@@ -7,8 +7,7 @@ epoch n // U, pi a bijection keyed by (seed, epoch). A longer recording is cut a
 shorter one is followed by zeros; one shorter than 1/16 of the segment is left out and named.
 """
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ import numpy as np
 from jaxaudio.core import Batch, InputError, Model
 from jaxaudio.data.layouts import SPLITS
 from jaxaudio.data.pack import Pack
+from jaxaudio.runtime.parallel import Devices
 
 SHORTEST = 16  # a recording shorter than segment / SHORTEST is left out
 
@@ -87,6 +87,16 @@ class Clips:
         return Plan(self.start[which] + offset, length, self.scale[which], self.label[which])
 
 
+def fetcher(clips: Clips, devices: Devices, where: str = "auto") -> Callable[[int], Batch]:
+    """step -> its batch on the devices, cut on the "host" or on the "device"; "auto": there if it has room."""
+    rows = devices.rows(clips.batch_size)
+    limit = (devices.devices[0].memory_stats() or {}).get("bytes_limit", 0)
+    if where == "device" or (where == "auto" and clips.pack.samples.nbytes < limit / 4):
+        on_device = DeviceClips(clips, devices)
+        return lambda i: on_device.gather(clips.plan(i, rows))
+    return lambda i: devices.shard(clips.gather(clips.plan(i, rows)))
+
+
 class DeviceClips:
     """The same gather from an array on the device, so that only the plan crosses the bus.
 
@@ -94,20 +104,19 @@ class DeviceClips:
     flat index would be silently wrong beyond 2^31 samples.
     """
 
-    def __init__(self, clips: Clips, replicated: jax.sharding.Sharding, sharded: jax.sharding.Sharding):
+    def __init__(self, clips: Clips, devices: Devices):
         samples, segment = clips.pack.samples, clips.segment
         rows = -(-len(samples) // segment) + 1
         table = np.zeros((rows * segment, samples.shape[1]), np.int16)
         table[: len(samples)] = samples
-        self.segment, self.sharded = segment, sharded
-        self.table = jax.device_put(table.reshape(rows, segment, -1), replicated)
-        self.compiled = jax.jit(gather_rows, out_shardings=sharded)
+        self.segment, self.devices = segment, devices
+        self.table = devices.replicate(table.reshape(rows, segment, -1))
+        self.compiled = jax.jit(gather_rows, out_shardings=devices.sharded)
 
     def gather(self, plan: Plan) -> Batch:
         """The planned examples, on the devices."""
         row, offset = (part.astype(np.int32) for part in np.divmod(plan.start, self.segment))
-        place = partial(jax.make_array_from_process_local_data, self.sharded)
-        return self.compiled(self.table, *map(place, (row, offset, plan.length, plan.scale, plan.label)))
+        return self.compiled(self.table, *self.devices.shard((row, offset, plan.length, plan.scale, plan.label)))
 
 
 def gather_rows(table, row, offset, length, scale, label) -> Batch:
@@ -139,7 +148,7 @@ def permute(x: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
     return out
 
 
-def _mix(key: np.ndarray, x: np.ndarray) -> np.ndarray:
+def _mix(key: np.ndarray | np.uint64, x: np.ndarray) -> np.ndarray:
     """A 64-bit hash of (key, x): splitmix64's finaliser, twice."""
     value = x.astype(np.uint64)
     with np.errstate(over="ignore"):

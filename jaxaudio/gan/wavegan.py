@@ -55,7 +55,7 @@ class WaveGAN(Morphs):
     latent: int = 100  # dimensions of z, uniform in [-1, 1]
     loss: Literal["wgan-gp", "wgan", "dcgan", "lsgan"] = "wgan-gp"
     n_critic: int = 5  # critic updates per generator update
-    penalty: float = 10.0  # weight of the gradient penalty (wgan-gp)
+    penalty: float = 10.0  # weight of the gradient penalty (wgan-gp), lambda; 0: not computed
     clip: float = 0.01  # bound of the critic's weights (wgan)
     learning_rate: float = 0.0  # 0: the official code's for this loss, 1e-4 for wgan-gp
     shuffle: int = 2  # samples of phase shuffle to either side, n in the paper; 0: off
@@ -66,11 +66,15 @@ class WaveGAN(Morphs):
     decay: float = 0.999  # of the averaged generator weights; 0: sample from the last ones
 
     criterion: ClassVar = "spectral_energy"
+    published: ClassVar = MappingProxyType({"generator": 19.07, "critic": 17.43})
     presets: ClassVar = MappingProxyType(
         {
             "paper": {},
             "digits": {"width": 16, "batch_size": 80, "conditional": True},
-            "tiny": {"segment": 256, "width": 2, "batch_size": 16, "n_critic": 2, "latent": 8, "conditional": True},
+            "tiny": {
+                **{"segment": 256, "width": 8, "batch_size": 64, "n_critic": 2, "latent": 8, "conditional": True},
+                "learning_rate": 5e-3,
+            },
         }
     )
 
@@ -119,19 +123,21 @@ class WaveGAN(Morphs):
         del stage
         generator, critic = state.params["generator"], state.params["critic"]
         generator_opt, critic_opt = state.opt["generator"], state.opt["critic"]
-        critic_key, generator_key = jax.random.split(key)
+        latent_key, critic_key, generator_key = jax.random.split(key, 3)
 
+        latent = self.draw(shard.keys(latent_key, batch.label.shape[0]))
+        fakes, _ = self.sound(generator, latent, batch.label, shard)  # for all critic updates: one generator made them
         updates = []
-        for i, clips in enumerate(split(batch, self.n_critic)):
+        for i, (real, fake) in enumerate(split((batch, fakes), self.n_critic)):
             at = jax.random.fold_in(critic_key, i)
-            loss = partial(self.critic_loss, generator=generator, batch=clips, key=at, shard=shard)
+            loss = partial(self.critic_loss, real=real, fake=fake, key=at, shard=shard)
             critic, critic_opt, metrics = descend(self.optimizer, loss, critic, critic_opt, shard)
             if self.loss == "wgan":
                 critic = jax.tree.map(lambda w: jnp.clip(w, -self.clip, self.clip), critic)
             updates.append(metrics)
         critic_metrics = jax.tree.map(lambda *values: sum(values) / self.n_critic, *updates)
 
-        loss = partial(self.generator_loss, critic=critic, label=clips.label, key=generator_key, shard=shard)
+        loss = partial(self.generator_loss, critic=critic, label=real.label, key=generator_key, shard=shard)
         generator, generator_opt, metrics = descend(self.optimizer, loss, generator, generator_opt, shard)
         statistics = metrics.pop("statistics", None)
 
@@ -147,22 +153,20 @@ class WaveGAN(Morphs):
         both = {"critic": critic_metrics, "generator": metrics}
         return state, {f"{net}/{name}": value for net, values in both.items() for name, value in values.items()}
 
-    def critic_loss(self, critic, *, generator, batch: Batch, key, shard: Shard):
+    def critic_loss(self, critic, *, real: Batch, fake: Wave, key, shard: Shard):
         """Scores of real and generated clips, and the penalty on the slope between them (Algorithm 1 of WGAN-GP)."""
-        latent_key, alpha_key, *calls = jax.random.split(key, 5)
-        n = batch.wave.shape[0]
-        fake, _ = self.sound(generator, self.draw(shard.keys(latent_key, n)), batch.label, shard)
-        score = lambda wave, at: self.score(critic, wave, batch.label, at, shard)
-        real_score, fake_score = score(batch.wave, calls[0]), score(fake, calls[1])
+        alpha_key, *calls = jax.random.split(key, 4)
+        score = lambda wave, at: self.score(critic, wave, real.label, at, shard)
+        real_score, fake_score = score(real.wave, calls[0]), score(fake, calls[1])
         metrics = {"real": jnp.mean(real_score), "fake": jnp.mean(fake_score)}
         if self.loss == "dcgan":
             return jnp.mean(nn.softplus(-real_score) + nn.softplus(fake_score)) / 2, metrics
         if self.loss == "lsgan":
             return jnp.mean((real_score - 1) ** 2 + fake_score**2) / 2, metrics
         terms = {"adversarial": jnp.mean(fake_score - real_score)}
-        if self.loss == "wgan-gp":
-            alpha = jax.vmap(lambda at: jax.random.uniform(at, (1, 1)))(shard.keys(alpha_key, n))
-            between = batch.wave + alpha * (fake - batch.wave)
+        if self.loss == "wgan-gp" and self.penalty:
+            alpha = jax.vmap(lambda at: jax.random.uniform(at, (1, 1)))(shard.keys(alpha_key, len(fake)))
+            between = real.wave + alpha * (fake - real.wave)
             slopes = jax.grad(lambda wave: jnp.sum(score(wave, calls[2])))(between)
             norms = jnp.sqrt(jnp.maximum(jnp.sum(slopes**2, (1, 2)), 1e-24))  # a slope of zero has a gradient too
             terms["penalty"] = self.penalty * jnp.mean((norms - 1) ** 2)

@@ -68,7 +68,7 @@ class Conv(nn.Module):
             kernel = normalised(self, kernel, -1)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         y = conv(x, kernel, _each(self.stride, self.taps), self.padding, _each(self.dilation, self.taps), self.groups)
-        return biased(self, y)
+        return biased(self, y) if self.use_bias else y
 
 
 class ConvTranspose(nn.Module):
@@ -89,7 +89,8 @@ class ConvTranspose(nn.Module):
         if self.weight_norm:
             kernel = normalised(self, kernel, -2)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        return biased(self, conv_transpose(x, kernel, _each(self.stride, self.taps), self.padding))
+        y = conv_transpose(x, kernel, _each(self.stride, self.taps), self.padding)
+        return biased(self, y) if self.use_bias else y
 
 
 def normalised(module: nn.Module, kernel: Kernel, axis: int) -> Kernel:
@@ -102,9 +103,7 @@ def normalised(module: nn.Module, kernel: Kernel, axis: int) -> Kernel:
 
 
 def biased(module: nn.Module, y: Signal) -> Signal:
-    """y plus the module's bias, if it has one."""
-    if not module.use_bias:
-        return y
+    """y plus a bias, which the module gets."""
     bias = module.param("bias", nn.initializers.zeros, (module.features,))
     return y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
 

@@ -9,17 +9,16 @@ from pathlib import Path
 import jax
 
 from jaxaudio.core import InputError
-from jaxaudio.data.pack import cache_folder
 
 DONE, BUG, WRONG_INPUT, STOPPED = 0, 1, 2, 3  # exit codes
 
 
-def prepare(deterministic: bool = False) -> None:
-    """The persistent compilation cache, on; and what `--deterministic` asks of a GPU. Before the first device use."""
+def prepare(cache: Path, deterministic: bool = False) -> None:
+    """Compiled programs are kept in `cache`; and what `--deterministic` asks of a GPU. Before the first device use."""
     if deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

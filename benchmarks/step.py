@@ -1,0 +1,190 @@
+"""Training steps per second: python -m benchmarks.step MODEL[:PRESET] [--against torch] [--json FILE] [--model.FIELD ...]
+
+Windows of the JAX step, of a matrix product (the machine's limit) and of the same model in PyTorch alternate in one
+process. Operations are counted in the textbook form, whatever form computes them.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before PyTorch is loaded: spinning threads would slow the others
+
+import dataclasses
+import importlib
+import itertools
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+
+from benchmarks.timing import OtherLoad, alternate, matmul, quartiles
+from jaxaudio import zoo
+from jaxaudio.core import Batch, InputError, Model, Shard, State
+from jaxaudio.data import synth
+from jaxaudio.data.clips import Clips, fetcher
+from jaxaudio.data.pack import open_pack
+from jaxaudio.nn import conv
+from jaxaudio.runtime.command import guarded
+from jaxaudio.runtime.folder import versions
+from jaxaudio.runtime.parallel import Devices, Step
+
+MATMUL = 2048
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of this benchmark."""
+
+    model: Model  # the hyper-parameters, as train.py takes them
+    parallel: Literal["jit", "pmap"] = "jit"  # how the step is spread over the devices
+    against: Literal["none", "torch"] = "none"  # the same model in another framework, in the same run
+    windows: int = 9  # of each contestant
+    seconds: float = 2.0  # length of a window
+    json: Path | None = None  # a line is added per model
+
+
+def measure(options: Options) -> dict[str, object]:
+    """One row: what was measured of this model."""
+    model = options.model
+    devices = Devices(options.parallel)
+    state = jax.jit(lambda: model.init(jax.random.key(0), {}), out_shardings=devices.replicated)()
+    parameters = {name: sum(leaf.size for leaf in jax.tree.leaves(params)) for name, params in state.params.items()}
+    devices.rows(model.batch_size)
+    batch = devices.shard(noise(model))
+    key = jax.random.key(1)
+    program = devices.compile(model)
+    began = time.perf_counter()
+    state, _ = jax.block_until_ready(program(state, batch, key, model.stage(0)))
+    compile_s = time.perf_counter() - began
+    state, waited = input_wait(model, devices, program, state)
+    memory = peak_memory(devices)
+
+    def step() -> None:
+        nonlocal state
+        state, metrics = program(state, batch, key, model.stage(0))
+        jax.block_until_ready(metrics)
+
+    contestants = {"jax": step, "matmul": matmul(model.dtype, MATMUL)}
+    failures = {}
+    if options.against == "torch":
+        for name, compiled in (("torch", False), ("torch.compile", True)):
+            try:
+                peer = importlib.import_module(f"benchmarks.peers.{zoo.name_of(model)}").trainer(model, compiled)
+                peer()
+                contestants[name] = peer
+            except Exception as problem:
+                failures[name] = " ".join(str(problem).split())[:120]
+    with OtherLoad() as other:
+        times = alternate(contestants, options.windows, options.seconds)
+
+    low, middle, high = quartiles(times["jax"])
+    rate = 2 * MATMUL**3 / quartiles(times["matmul"])[1]
+    flops = operations(model)
+    row = {
+        "model": zoo.name_of(model),
+        "parameters": parameters,
+        "parallel": str(devices),
+        "compile_s": compile_s,
+        "steps_per_second": [1 / high, 1 / middle, 1 / low],
+        "audio_per_second": model.batch_size * model.segment / model.sample_rate / middle,
+        "operations_per_step": flops,
+        "share_of_matmul": flops / middle / rate / devices.count,
+        "matmul_gflops": rate / 1e9,
+        "peak_memory_mib": memory / 2**20,
+        "input_wait": waited,
+        "other_load_cores": other.cores,
+        **{f"{name}_steps_per_second": 1 / quartiles(times[name])[1] for name in times if name.startswith("torch")},
+        **{f"{name}_ratio": float(np.median(times[name] / times["jax"])) for name in times if name.startswith("torch")},
+        **{f"{name}_failed": reason for name, reason in failures.items()},
+    }
+    return row
+
+
+def noise(model: Model) -> Batch:
+    """A batch of quiet noise with labels in turn."""
+    wave = 0.1 * np.random.default_rng(0).standard_normal((model.batch_size, model.segment, model.channels))
+    return Batch(wave.astype(np.float32), (np.arange(model.batch_size) % max(1, model.classes)).astype(np.int32))
+
+
+def operations(model: Model) -> float:
+    """Floating-point operations of one step, as the textbook form of every layer has them (from its unoptimised
+    program; the recurrent parts of a model count once, so they need a formula of their own)."""
+    forms, conv.FORMS = conv.FORMS, {}
+    try:
+        step = lambda state, batch, key: model.train_step(state, batch, key, Shard(), model.stage(0))
+        state = jax.eval_shape(lambda: model.init(jax.random.key(0), {}))
+        return jax.jit(step).lower(state, noise(model), jax.random.key(0)).cost_analysis()["flops"]
+    finally:
+        conv.FORMS = forms
+
+
+def peak_memory(devices: Devices) -> float:
+    """Bytes: the first device's peak; on a CPU the process's."""
+    stats = devices.devices[0].memory_stats()
+    return stats["peak_bytes_in_use"] if stats else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def input_wait(model: Model, devices: Devices, program: Step, state: State, seconds: float = 5.0):
+    """The state, and the share of the time in which the devices wait for batches of the built-in recordings."""
+    pack = open_pack(synth.Recordings(model.sample_rate, model.channels, model.segment))
+    fetch = fetcher(Clips(pack, model, 0), devices)
+    flying, waited, i, began = [], 0.0, 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        batch = fetch(i)
+        if flying and flying[-1].is_ready():
+            waited += time.perf_counter() - start
+        state, metrics = program(state, batch, jax.random.key(i), model.stage(0))
+        flying = [*flying, jax.tree.leaves(metrics)[0]][-2:]
+        jax.block_until_ready(flying[0])
+        i += 1
+    return jax.block_until_ready(state), waited / (time.perf_counter() - began)
+
+
+def table(row: dict) -> str:
+    """The row for people."""
+    low, middle, high = row["steps_per_second"]
+    lines = [
+        f"{row['model']}: {', '.join(f'{k} {v / 1e6:.2f}M' for k, v in row['parameters'].items())}, {row['parallel']}",
+        f"  compile           {row['compile_s']:.1f} s",
+        f"  steps/s           {middle:.3f}  (quartiles {low:.3f} to {high:.3f})",
+        f"  audio             {row['audio_per_second']:.1f} s per second",
+        f"  operations        {row['operations_per_step'] / 1e9:.1f} G per step, {row['share_of_matmul']:.0%} of the rate "
+        f"of a matrix product ({row['matmul_gflops']:.0f} GFLOP/s)",
+        f"  peak memory       {row['peak_memory_mib']:.0f} MiB",
+        f"  waiting for input {row['input_wait']:.2%}",
+    ]
+    for name in ("torch", "torch.compile"):
+        if f"{name}_ratio" in row:
+            ratio, rate = row[f"{name}_ratio"], row[f"{name}_steps_per_second"]
+            lines.append(f"  {name:17} {rate:.3f} steps/s: jaxaudio is {ratio:.2f} times as fast")
+        elif f"{name}_failed" in row:
+            lines.append(f"  {name:17} does not run: {row[f'{name}_failed']}")
+    return "\n".join([*lines, f"  other load        {row['other_load_cores']:.2f} cores"])
+
+
+def main(arguments: list[str]) -> None:
+    """One row per model."""
+    import tyro
+
+    specs = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    if not specs:
+        raise InputError(f"name a model, as in: python -m benchmarks.step wavegan:digits; there are {list(zoo.names())}")
+    for spec in specs:
+        default = Options(model=zoo.load(spec))
+        options = tyro.cli(Options, default=default, args=arguments[len(specs) :], prog=f"benchmarks.step {spec}")
+        row = {**measure(options), "preset": spec, "fields": zoo.dump(options.model), "versions": versions()}
+        print(table(row), flush=True)
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            with open(options.json, "a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"a line was added to {options.json}")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, sys.argv[1:]))

@@ -1,0 +1,141 @@
+"""The plan of a batch and the two ways to fetch it."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxaudio import zoo
+from jaxaudio.core import InputError
+from jaxaudio.data.clips import Clips, DeviceClips, permute
+from jaxaudio.data.pack import Pack
+from jaxaudio.runtime.parallel import Devices
+
+MODEL = zoo.load("wavegan:tiny")
+SEGMENT = MODEL.segment
+
+
+def pack_of(lengths, channels=1, split=0, peak=None) -> Pack:
+    """Recordings in which every sample tells where it is."""
+    lengths = np.array(lengths)
+    rng = np.random.default_rng(0)
+    samples = rng.integers(-30000, 30000, (lengths.sum(), channels)).astype(np.int16)
+    count = len(lengths)
+    return Pack(
+        samples=samples,
+        start=np.cumsum([0, *lengths[:-1]]),
+        length=lengths.astype(np.int64),
+        peak=np.full(count, 30000 if peak is None else peak, np.int32),
+        label=np.arange(count, dtype=np.int32),
+        split=np.full(count, split, np.int8),
+        names=tuple(f"{i}.wav" for i in range(count)),
+        classes=tuple(str(i) for i in range(count)),
+        sample_rate=MODEL.sample_rate,
+        channels=channels,
+        layout="test",
+        fingerprint="",
+        folder=Path(),
+        rejected=(),
+    )
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 100, 10007])
+def test_a_permutation_is_a_bijection_and_its_keys_differ(size):
+    orders = [permute(np.arange(size), size, np.full(size, key, np.uint64)) for key in (1, 2)]
+    for order in orders:
+        assert np.array_equal(np.sort(order), np.arange(size))
+    if size > 50:
+        assert np.mean(orders[0] == orders[1]) < 0.1
+        assert np.mean(orders[0] == np.arange(size)) < 0.1
+
+
+def test_every_unit_comes_once_per_epoch_even_where_epochs_end_inside_a_batch():
+    pack = pack_of([SEGMENT // 2, SEGMENT, 3 * SEGMENT + 5, 10 * SEGMENT] * 5)
+    clips = Clips(pack, MODEL, seed=3)
+    assert clips.units == 15 * 5
+    labels = np.concatenate([clips.plan(step).label for step in range(2 * clips.units)])
+    epochs = labels[: len(labels) // clips.units * clips.units].reshape(-1, clips.units)
+    for epoch in epochs:
+        assert np.array_equal(np.bincount(epoch, minlength=20), np.tile([1, 1, 3, 10], 5))
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_the_hosts_together_plan_what_one_host_plans(hosts):
+    clips = Clips(pack_of([SEGMENT * 4] * 9), MODEL, seed=3)
+    share = MODEL.batch_size // hosts
+    for step in (0, 1, 10**9):
+        parts = [clips.plan(step, slice(host * share, (host + 1) * share)) for host in range(hosts)]
+        for whole, *pieces in zip(clips.plan(step), *parts, strict=True):
+            assert np.array_equal(whole, np.concatenate(pieces))
+
+
+def test_the_plan_follows_from_seed_and_step_alone():
+    clips = [Clips(pack_of([SEGMENT * 4] * 9), MODEL, seed=seed) for seed in (3, 3, 4)]
+    plans = [c.plan(7) for c in clips]
+    assert all(np.array_equal(a, b) for a, b in zip(plans[0], plans[1], strict=True))
+    assert not np.array_equal(plans[0].start, plans[2].start)
+    assert not np.array_equal(plans[0].start, clips[0].plan(8).start)
+
+
+def test_crops_of_a_long_recording_start_anywhere_and_end_inside():
+    clips = Clips(pack_of([SEGMENT + 7]), MODEL, seed=0)
+    starts = np.concatenate([clips.plan(step).start for step in range(50)])
+    assert np.array_equal(np.unique(starts), np.arange(8))
+    counts = np.bincount(starts)
+    assert counts.min() > 0.8 * counts.mean()
+
+
+def test_a_shorter_recording_is_followed_by_zeros_and_gain_is_of_the_recording():
+    pack = pack_of([SEGMENT // 2, SEGMENT // 16], peak=15000)
+    clips = Clips(pack, MODEL, seed=0)
+    batch = clips.gather(clips.plan(0))
+    row = int(np.flatnonzero(batch.label == 0)[0])
+    np.testing.assert_allclose(batch.wave[row, : SEGMENT // 2], pack.samples[: SEGMENT // 2] / 15000, rtol=1e-6)
+    assert not batch.wave[row, SEGMENT // 2 :].any()
+    assert (batch.label == 1).any(), "one of exactly 1/16 is used"
+
+
+def test_a_recording_that_is_too_short_is_left_out_and_named():
+    clips = Clips(pack_of([SEGMENT, SEGMENT // 16 - 1]), MODEL, seed=0)
+    ((name, reason),) = clips.left_out
+    assert name == "1.wav"
+    assert "1/16" in reason
+    assert set(clips.plan(0).label) == {0}
+    with pytest.raises(InputError, match="no recording of 1 can be trained on"):
+        Clips(pack_of([3]), MODEL, seed=0)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_device_gather_equals_host_gather_bit_for_bit(channels):
+    pack = pack_of([SEGMENT // 3, SEGMENT + 1, 5 * SEGMENT - 1, SEGMENT, SEGMENT // 5], channels)
+    clips, devices = Clips(pack, MODEL, seed=1), Devices("jit", 4)
+    on_device = DeviceClips(clips, devices)
+    for step in range(5):
+        plan = clips.plan(step)
+        host, device = clips.gather(plan), on_device.gather(plan)
+        assert device.wave.sharding.is_equivalent_to(devices.sharded, 3)
+        assert np.array_equal(host.wave.view(np.int32), np.asarray(device.wave).view(np.int32))
+        assert np.array_equal(host.label, device.label)
+
+
+def test_fetching_moves_nothing_but_what_it_says():
+    """With the pack on the device no transfer is implicit: only the plan crosses, and it is put there by name."""
+    on_device = DeviceClips(clips := Clips(pack_of([5 * SEGMENT]), MODEL, seed=1), Devices("jit", 4))
+    plan = clips.plan(0)
+    on_device.gather(plan)
+    with jax.transfer_guard("disallow"):
+        jax.block_until_ready(on_device.gather(plan))
+
+
+def test_a_survey_sees_every_unit_once_without_overlap():
+    lengths = [SEGMENT // 2, 3 * SEGMENT + 5, SEGMENT, 70 * SEGMENT]
+    clips = Clips(pack_of(lengths, split=1), MODEL, seed=0, split="valid")
+    seen = [(s, n) for plan, count in clips.survey(1000) for s, n in zip(plan.start[:count], plan.length, strict=False)]
+    first = np.cumsum([0, *lengths[:-1]])
+    want = [(f + k * SEGMENT, min(n, SEGMENT)) for f, n in zip(first, lengths, strict=True) for k in range(max(1, n // SEGMENT))]  # fmt: skip
+    assert seen == want
+    some = [n for _, n in clips.survey(10)]
+    assert sum(some) == 10
+    assert {len(plan.start) for plan, _ in clips.survey(10)} == {MODEL.batch_size}

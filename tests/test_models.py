@@ -1,0 +1,195 @@
+"""The contract, over every model of the zoo at its `tiny` preset: a model is tested by existing."""
+
+import dataclasses
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxaudio import zoo
+from jaxaudio.core import Batch, Generates, Model, Morphs, Shard
+from jaxaudio.runtime.checkpoint import Checkpoints, abstract
+from jaxaudio.runtime.parallel import Devices
+
+CLASSES = 10
+LINES = 10_000  # of StableHLO that a stage of a tiny preset may have: about a second of compilation per 2000
+ONE_PER_FAMILY = {module.split(".")[-2]: name for name, module in reversed(zoo.names().items())}.values()
+
+
+class Subject:
+    """A tiny model with its compiled step on four devices, made once for all tests."""
+
+    def __init__(self, name: str):
+        model = zoo.load(f"{name}:tiny")
+        self.model: Model = dataclasses.replace(model, classes=CLASSES) if model.needs_labels else model
+        self.devices = Devices("jit", 4)
+        self.step = self.devices.compile(self.model)
+        self.stages = sorted({self.model.stage(i) for i in range(1000)}, key=str)
+        self.make = partial(self.model.init, jax.random.key(0), self.model.measure([self.batch(0)]))
+        self.init = jax.jit(self.make, out_shardings=self.devices.replicated)
+
+    def batch(self, i: int) -> Batch:
+        """Tones of random pitch and level: something to learn."""
+        model, rng = self.model, np.random.default_rng(i)
+        time = np.arange(model.segment)[None, :, None] / model.sample_rate
+        pitch, level = rng.uniform(200, 2000, (model.batch_size, 1, 1)), rng.uniform(0.2, 0.8, (model.batch_size, 1, 1))
+        wave = np.repeat(level * np.sin(2 * np.pi * pitch * time), model.channels, -1).astype(np.float32)
+        return Batch(wave, rng.integers(0, CLASSES, model.batch_size).astype(np.int32))
+
+    def run(self, step, devices, state, first: int, last: int, fixed: bool = False):
+        metrics = None
+        for i in range(first, last):
+            batch = devices.shard(self.batch(0 if fixed else i))
+            state, metrics = step(state, batch, jax.random.fold_in(jax.random.key(1), i), self.model.stage(i))
+        return jax.block_until_ready(state), metrics
+
+
+@cache
+def subject_named(name: str) -> Subject:
+    return Subject(name)
+
+
+@pytest.fixture(scope="module", params=list(zoo.names()))
+def subject(request) -> Subject:
+    return subject_named(request.param)
+
+
+def test_one_step_gives_finite_metrics_and_skips_nothing(subject):
+    state, metrics = subject.run(subject.step, subject.devices, subject.init(), 0, 1)
+    values = {name: float(value) for name, value in metrics.items()}
+    assert all(np.isfinite(value) for value in values.values()), values
+    assert any(name.endswith("skipped") for name in values), "the step does not go through descend"
+    assert not any(value for name, value in values.items() if name.endswith("skipped"))
+    assert int(state.step) == 1
+    assert all(leaf.size for leaf in jax.tree.leaves(state)), "orbax refuses arrays of size zero"
+
+
+def test_there_is_one_compilation_per_stage(subject):
+    subject.run(subject.step, subject.devices, subject.init(), 0, 3)
+    assert subject.step._cache_size() <= len(subject.stages)
+
+
+def test_a_stage_is_small_enough_to_compile_quickly(subject):
+    state, batch, key = jax.eval_shape(subject.make), subject.batch(0), jax.random.key(0)
+    for stage in subject.stages:
+        step = jax.jit(lambda s, b, k, stage=stage: subject.model.train_step(s, b, k, Shard(), stage))
+        assert step.lower(state, batch, key).as_text().count("\n") <= LINES
+
+
+def test_pmap_on_four_devices_computes_the_gradients_of_jit_on_four(subject):
+    pmap = Devices("pmap", 4)
+    after_jit, _ = subject.run(subject.step, subject.devices, subject.init(), 0, 1)
+    after_pmap, _ = subject.run(pmap.compile(subject.model), pmap, subject.init(), 0, 1)
+    same_moments(after_jit, after_pmap)
+    for leaf in jax.tree.leaves(after_pmap):
+        replicas = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        assert len(replicas) == 4
+        assert all(np.array_equal(replica, replicas[0]) for replica in replicas), "a mean over devices is missing"
+
+
+@pytest.mark.parametrize("name", ONE_PER_FAMILY)
+def test_one_device_computes_the_gradients_of_four(name):
+    subject, single = subject_named(name), Devices("jit", 1)
+    after_four, _ = subject.run(subject.step, subject.devices, subject.init(), 0, 1)
+    state = single.replicate(jax.device_get(subject.init()))
+    after_one, _ = subject.run(single.compile(subject.model), single, state, 0, 1)
+    same_moments(after_four, after_one)
+
+
+def same_moments(a, b):
+    """The optimisers' moments are the gradients; parameters would hide a factor, as Adam does."""
+    for network in a.opt:
+        first, second = ([np.asarray(x) for x in jax.tree.leaves(state.opt[network]) if x.ndim] for state in (a, b))
+        difference = np.sqrt(sum(np.sum((x - y) ** 2.0) for x, y in zip(first, second, strict=True)))
+        assert difference <= 1e-5 * np.sqrt(sum(np.sum(x**2.0) for x in first)), network
+
+
+def test_resume_is_exact(subject, tmp_path):
+    straight, _ = subject.run(subject.step, subject.devices, subject.init(), 0, 5)
+    half, _ = subject.run(subject.step, subject.devices, subject.init(), 0, 3)
+    saved = Checkpoints(tmp_path / "checkpoints", 2, subject.model.criterion)
+    saved.save(3, half, None)
+    saved.wait()
+    del half
+    again = Checkpoints(tmp_path / "checkpoints", 2, subject.model.criterion)
+    state = again.latest(abstract(subject.make, subject.devices.replicated))
+    assert int(state.step) == 3
+    resumed, _ = subject.run(subject.step, subject.devices, state, 3, 5)
+    same_bits(straight, resumed)
+
+
+def test_a_batch_that_is_not_finite_leaves_the_networks_it_reaches_untouched(subject):
+    """Every update that sees the batch is skipped, the averages that follow it stand still, the step counter goes on."""
+    before = subject.init()
+    kept = jax.tree.map(np.asarray, jax.device_get(before))
+    batch = subject.batch(0)._replace(wave=np.full_like(subject.batch(0).wave, np.nan))
+    after, metrics = subject.step(before, subject.devices.shard(batch), jax.random.key(0), subject.model.stage(0))
+    skipped = [name.removesuffix("/skipped") for name, value in metrics.items() if name.endswith("skipped") and value]
+    assert skipped
+    for network in skipped:
+        same_bits(kept.params[network], after.params[network])
+        same_bits(kept.opt[network], after.opt[network])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(after)))
+    assert int(after.step) == 1
+
+
+def same_bits(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def test_it_overfits_one_batch(subject):
+    """The criterion on the batch that it is shown again and again falls by a third at least."""
+    examine = jax.jit(subject.model.evaluate)
+    score = lambda state: float(jnp.mean(examine(state, subject.batch(0), jax.random.key(2))[subject.model.criterion]))
+    state = subject.init()
+    before = score(state)
+    state, _ = subject.run(subject.step, subject.devices, state, 0, 600, fixed=True)
+    assert score(state) < before * 2 / 3
+
+
+def test_evaluation_gives_one_number_per_example_and_the_criterion(subject):
+    metrics = jax.jit(subject.model.evaluate)(subject.init(), subject.batch(0), jax.random.key(0))
+    assert subject.model.criterion in metrics
+    assert {value.shape for value in metrics.values()} == {(subject.model.batch_size,)}
+    assert all(np.isfinite(value).all() for value in metrics.values())
+
+
+def test_generated_sound_has_the_promised_shape_and_depends_on_its_own_row_alone(subject):
+    model = subject.model
+    if not isinstance(model, Generates):
+        pytest.skip(f"{zoo.name_of(model)} does not generate")
+    params, length = model.weights(subject.init()), model.segment - 3
+    label = jnp.arange(5) if model.classes else None
+    sound = jax.jit(model.generate, static_argnums=(2, 3))
+    five = sound(params, jax.random.key(3), 5, length, label)
+    assert five.shape == (5, length, model.channels)
+    assert float(jnp.max(jnp.abs(five))) <= 1
+    two = sound(params, jax.random.key(3), 2, length, None if label is None else label[:2])
+    np.testing.assert_allclose(two, five[:2], atol=1e-6)
+    assert float(jnp.max(jnp.abs(five[0] - five[1]))) > 0
+
+
+def test_morphing_passes_through_the_sounds_at_its_ends(subject):
+    model = subject.model
+    if not isinstance(model, Morphs):
+        pytest.skip(f"{zoo.name_of(model)} does not morph")
+    params = model.weights(subject.init())
+    label = jnp.zeros(2, int) if model.classes else None
+    whole = model.generate(params, jax.random.key(3), 2, model.segment, label)
+    np.testing.assert_allclose(model.render(params, model.latents(jax.random.key(3), 2), label), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_preset_builds_and_the_papers_has_the_published_size(name):
+    for preset in zoo.model_class(name).presets:
+        model = zoo.load(f"{name}:{preset}")
+        model = dataclasses.replace(model, classes=CLASSES) if model.needs_labels else model
+        state = jax.eval_shape(lambda m=model: m.init(jax.random.key(0), m.measure([])))
+        counts = {network: sum(leaf.size for leaf in jax.tree.leaves(p)) for network, p in state.params.items()}
+        if preset == "paper":
+            assert {k: round(v / 1e6, 2) for k, v in counts.items()} == dict(model.published)
+        assert zoo.parse(zoo.dump(model)) == model
+        assert hash(model) == hash(dataclasses.replace(model))
