@@ -11,7 +11,7 @@ import dataclasses
 import math
 from functools import partial
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -262,7 +262,7 @@ class NearestConv(nn.Module):
     features: int
     taps: tuple[int]
     stride: tuple[int]
-    dtype: str
+    dtype: Any
 
     @nn.compact
     def __call__(self, x):

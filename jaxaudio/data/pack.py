@@ -1,0 +1,242 @@
+"""A folder of audio becomes one int16 memory map and an index, once; after that no codec runs.
+
+A pack lies in the cache under the key of its source: `samples.i16`, `index.npz`, `index.json`, and `rejected.csv` with
+every recording that can't be used and why. It is made in a temporary folder beside it and renamed when it is whole.
+"""
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+import zipfile
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxaudio.core import InputError
+from jaxaudio.data import audio, layouts
+
+FORMAT = 1  # of a pack and of the rules by which it is made: part of every folder's key
+ABANDONED = 24 * 3600  # seconds after which a temporary folder that nobody writes to is removed
+ARRAYS = {"start": np.int64, "length": np.int64, "peak": np.int32, "label": np.int32, "split": np.int8}
+
+
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """Recordings of one rate and channel count, in the order of their names, without those that can't be used."""
+
+    samples: np.ndarray  # int16 [frames, channels], a read-only memory map: all recordings end to end
+    start: np.ndarray  # int64 [recordings], samples
+    length: np.ndarray  # int64 [recordings], samples
+    peak: np.ndarray  # int32 [recordings], largest |sample|, 1..32768
+    label: np.ndarray  # int32 [recordings], index into classes; zeros where classes is empty
+    split: np.ndarray  # int8 [recordings], index into layouts.SPLITS
+    names: tuple[str, ...]
+    classes: tuple[str, ...]  # sorted, by value where all are whole numbers; () where the layout has no labels
+    sample_rate: int  # Hz
+    channels: int
+    layout: str  # the kind of Layout
+    fingerprint: str  # 16 hex digits of all of the above, samples included; not of where or when it was made
+    folder: Path  # where it lies in the cache
+    rejected: tuple[tuple[str, str], ...]  # (name, reason)
+
+
+@runtime_checkable  # for the check of types in the tests
+class Source(Protocol):
+    """What can be packed; `str` of it names it in errors."""
+
+    key: str  # names the pack in the cache: changes whenever the content may have
+    layout: layouts.Layout
+    sample_rate: int  # Hz
+    channels: int
+
+    def read(self, i: int) -> np.ndarray:
+        """Entry i as float32 [frames, channels], |x| <= 1; raises `audio.Unusable`. Called from several threads."""
+        ...
+
+
+class Folder:
+    """A folder of audio files as a source. Its key follows from name, label, split, group, size and time of every file
+    (so from the tables too), the rate and the channels, but not from where the folder lies."""
+
+    def __init__(self, path: str | Path, sample_rate: int, channels: int) -> None:
+        self.path, self.sample_rate, self.channels = Path(path), sample_rate, channels
+        self.layout = layouts.describe(self.path)
+        digest = hashlib.blake2b(repr((FORMAT, sample_rate, channels, self.layout.kind)).encode(), digest_size=16)
+        for entry in self.layout.entries:
+            try:
+                found = os.stat(os.path.join(self.path, entry.name))
+                state = (found.st_size, found.st_mtime_ns)
+            except OSError:
+                state = None
+            digest.update(ascii((*entry, state)).encode())
+        self.key = digest.hexdigest()
+
+    def __str__(self) -> str:
+        return audio.shown(self.path)
+
+    def read(self, i: int) -> np.ndarray:
+        """Entry i as float32 [frames, channels], |x| <= 1; raises `audio.Unusable`."""
+        return audio.read(os.path.join(self.path, self.layout.entries[i].name), self.sample_rate, self.channels)
+
+
+def cache_folder() -> Path:
+    """Where packs lie: $JAXAUDIO_CACHE, else $XDG_CACHE_HOME/jaxaudio, else ~/.cache/jaxaudio."""
+    if chosen := os.environ.get("JAXAUDIO_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxaudio"
+
+
+def open_pack(source: Source, cache: Path | None = None, workers: int | None = None) -> Pack:
+    """The pack of `source`, from `cache` (`cache_folder()`), or made now by `workers` threads (one per core).
+
+    A pack in the cache that is damaged is made anew. Raises `InputError` where no recording can be used or the cache
+    can't be written.
+    """
+    folder = (cache or cache_folder()) / source.key
+    for _ in range(3):  # another process may put its own pack into this place between making and opening
+        if pack := _load(folder):
+            return pack
+        _make(source, folder, workers or _cores())
+    raise InputError(f"{audio.shown(folder)}: a pack just made can't be read; check the disk or set $JAXAUDIO_CACHE")
+
+
+def _load(folder: Path) -> Pack | None:
+    """The pack in this folder; None where there is none, or not a whole one (its samples are not read)."""
+    try:
+        meta = json.loads((folder / "index.json").read_text(encoding="ascii"))
+        if meta.pop("format") != FORMAT:
+            return None
+        with open(folder / "index.npz", "rb") as file, np.load(file) as index:
+            arrays = {name: index[name] for name in ARRAYS}
+        shape = (int(arrays["length"].sum()), meta["channels"])
+        if any(len(array) != len(meta["names"]) for array in arrays.values()):
+            return None
+        samples = np.memmap(folder / "samples.i16", dtype="<i2", mode="r", shape=shape)  # ValueError: file is shorter
+        for name in ("names", "classes"):
+            meta[name] = tuple(meta[name])
+        meta["rejected"] = tuple((name, reason) for name, reason in meta["rejected"])
+        return Pack(samples=samples, folder=folder, **arrays, **meta)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _make(source: Source, folder: Path, workers: int) -> None:
+    """Packs into a temporary folder, and renames that; another process that was faster is given way."""
+    temporary, damaged = (folder.parent / f".{uuid.uuid4().hex}.tmp" for _ in range(2))
+    try:
+        temporary.mkdir(parents=True)
+        _remove_abandoned(folder.parent)
+        _write(source, temporary, workers)
+        if folder.exists() and _load(folder) is None:
+            os.rename(folder, damaged)
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+    except OSError as e:
+        raise InputError(
+            f"{audio.shown(folder.parent)}: the pack can't be written there ({e.strerror}); "
+            "make room or set $JAXAUDIO_CACHE to another folder"
+        ) from e
+    finally:
+        for path in (temporary, damaged):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(source: Source, folder: Path, workers: int) -> None:
+    """All files of a pack, into an empty folder."""
+    kept, peaks, lengths, rejected = [], [], [], []
+    digest = hashlib.blake2b(digest_size=8)
+    entries = source.layout.entries
+    with open(folder / "samples.i16", "wb") as file, contextlib.closing(_converted(source, workers)) as converted:
+        results = tqdm(converted, total=len(entries), desc="packing", unit="file", disable=None)
+        for entry, result in zip(entries, results, strict=True):
+            if isinstance(result, str):
+                rejected.append((entry.name, result))
+                continue
+            file.write(result)
+            digest.update(result)
+            kept.append(entry)
+            lengths.append(len(result))
+            peaks.append(max(int(result.max()), -int(result.min())))
+    if not kept:
+        first = "; ".join(f"{name!r}: {reason}" for name, reason in rejected[:3])
+        raise InputError(f"{source}: none of {len(entries)} recordings can be used ({first}); name another folder")
+
+    classes = _classes({entry.label for entry in kept if entry.label is not None})
+    index = {name: i for i, name in enumerate(classes)}
+    columns = {
+        "start": np.cumsum([0, *lengths[:-1]]),
+        "length": lengths,
+        "peak": peaks,
+        "label": [index.get(entry.label, 0) for entry in kept],
+        "split": [layouts.SPLITS.index(entry.split) for entry in kept],
+    }
+    arrays = {name: np.asarray(columns[name], dtype) for name, dtype in ARRAYS.items()}
+    meta = {"names": [entry.name for entry in kept], "classes": classes, "sample_rate": source.sample_rate}
+    meta |= {"channels": source.channels, "layout": source.layout.kind}
+    for array in arrays.values():
+        digest.update(array)
+    digest.update(json.dumps(meta).encode())
+    np.savez(folder / "index.npz", **arrays)
+    meta |= {"fingerprint": digest.hexdigest(), "rejected": rejected, "format": FORMAT}
+    (folder / "index.json").write_text(json.dumps(meta), encoding="ascii")
+    with open(folder / "rejected.csv", "w", encoding="utf-8", errors="surrogateescape", newline="") as table:
+        csv.writer(table).writerows([("name", "reason"), *rejected])
+
+
+def _converted(source: Source, workers: int) -> Iterator[np.ndarray | str]:
+    """Every entry in order, as int16 [frames, channels] or as the reason why it can't be used; few are held at once."""
+    ahead: deque[Future] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for i in range(len(source.layout.entries)):
+                ahead.append(pool.submit(_convert, source, i))
+                if len(ahead) >= 2 * workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def _convert(source: Source, i: int) -> np.ndarray | str:
+    try:
+        samples = np.ascontiguousarray(audio.to_int16(source.read(i)), dtype="<i2")
+    except audio.Unusable as e:
+        return str(e)
+    return samples if samples.any() else "silent"
+
+
+def _cores() -> int:
+    """Cores that this process may use; beyond 32 the threads would wait for each other."""
+    return min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _classes(labels: set[str]) -> list[str]:
+    """Labels in the order of their indices: by value where all are whole numbers, else as text."""
+    numeric = all(label.isascii() and label.removeprefix("-").isdigit() for label in labels)
+    return sorted(labels, key=lambda label: (int(label) if numeric else 0, label))
+
+
+def _remove_abandoned(cache: Path) -> None:
+    """Removes what killed processes left behind."""
+    with os.scandir(cache) as found:
+        leftovers = [Path(item) for item in found if item.name.startswith(".") and item.name.endswith(".tmp")]
+    for folder in leftovers:
+        with contextlib.suppress(OSError):
+            if time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir())) > ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)
