@@ -24,13 +24,10 @@ import numpy as np
 from benchmarks.timing import OtherLoad, alternate, matmul, quartiles
 from jaxaudio import zoo
 from jaxaudio.core import Batch, InputError, Model, Shard, State
-from jaxaudio.data import synth
-from jaxaudio.data.clips import Clips, fetcher
-from jaxaudio.data.pack import open_pack
 from jaxaudio.nn import conv
 from jaxaudio.runtime.command import guarded
-from jaxaudio.runtime.folder import versions
 from jaxaudio.runtime.parallel import Devices, Step
+from jaxaudio.runtime.versions import revision, versions
 
 MATMUL = 2048
 
@@ -129,7 +126,14 @@ def peak_memory(devices: Devices) -> float:
 
 
 def input_wait(model: Model, devices: Devices, program: Step, state: State, seconds: float = 5.0):
-    """The state, and the share of the time in which the devices wait for batches of the built-in recordings."""
+    """The state, and the share of the time in which the devices wait for batches of the built-in recordings; nan where
+    the packages that read audio are missing."""
+    try:
+        from jaxaudio.data import synth
+        from jaxaudio.data.clips import Clips, fetcher
+        from jaxaudio.data.pack import open_pack
+    except ImportError:
+        return state, float("nan")
     pack = open_pack(synth.Recordings(model.sample_rate, model.channels, model.segment))
     fetch = fetcher(Clips(pack, model, 0), devices)
     flying, waited, i, began = [], 0.0, 0, time.perf_counter()
@@ -177,7 +181,7 @@ def main(arguments: list[str]) -> None:
     for spec in specs:
         default = Options(model=zoo.load(spec))
         options = tyro.cli(Options, default=default, args=arguments[len(specs) :], prog=f"benchmarks.step {spec}")
-        row = {**measure(options), "preset": spec, "fields": zoo.dump(options.model), "versions": versions()}
+        row = {**measure(options), "preset": spec, "fields": zoo.dump(options.model), "versions": versions(), "git": revision()}
         print(table(row), flush=True)
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import time
 import uuid
 import zipfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ ARRAYS = {"start": np.int64, "length": np.int64, "peak": np.int32, "label": np.i
 
 @dataclass(frozen=True, eq=False)
 class Pack:
-    """Recordings of one rate and channel count, in the order of their names, without those that can't be used."""
+    """Recordings of one rate and channel count, in the order of their source, without those that can't be used."""
 
     samples: np.ndarray  # int16 [frames, channels], a read-only memory map: all recordings end to end
     start: np.ndarray  # int64 [recordings], samples
@@ -42,7 +42,7 @@ class Pack:
     label: np.ndarray  # int32 [recordings], index into classes; zeros where classes is empty
     split: np.ndarray  # int8 [recordings], index into layouts.SPLITS
     names: tuple[str, ...]
-    classes: tuple[str, ...]  # sorted, by value where all are whole numbers; () where the layout has no labels
+    classes: tuple[str, ...]  # numbers by value, words as they first come (0_zero, 1_one, ...); () if there are no labels
     sample_rate: int  # Hz
     channels: int
     layout: str  # the kind of Layout
@@ -175,7 +175,7 @@ def _write(source: Source, folder: Path, workers: int) -> None:
         first = "; ".join(f"{name!r}: {reason}" for name, reason in rejected[:3])
         raise InputError(f"{source}: none of {len(entries)} recordings can be used ({first}); name another folder")
 
-    classes = _classes({entry.label for entry in kept if entry.label is not None})
+    classes = _classes(entry.label for entry in kept if entry.label is not None)
     index = {name: i for i, name in enumerate(classes)}
     columns = {
         "start": np.cumsum([0, *lengths[:-1]]),
@@ -226,10 +226,12 @@ def _cores() -> int:
     return min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def _classes(labels: set[str]) -> list[str]:
-    """Labels in the order of their indices: by value where all are whole numbers, else as text."""
-    numeric = all(label.isascii() and label.removeprefix("-").isdigit() for label in labels)
-    return sorted(labels, key=lambda label: (int(label) if numeric else 0, label))
+def _classes(labels: Iterable[str]) -> list[str]:
+    """Labels in the order of their indices: by value where all are whole numbers, else as they first come, so that the
+    folders 0_zero, 1_one, ... number the labels that a table calls zero, one, ..."""
+    found = list(dict.fromkeys(labels))
+    numeric = all(label.isascii() and label.removeprefix("-").isdigit() for label in found)
+    return sorted(found, key=lambda label: (int(label), label)) if numeric else found
 
 
 def _remove_abandoned(cache: Path) -> None:

@@ -112,9 +112,7 @@ class WaveGAN(Morphs):
         wave = jnp.zeros((1, self.segment, self.channels))
         critic = Critic(self).init(critic_key, wave, label, critic_key, Shard())["params"]
         params = {"generator": generator["params"], "critic": critic}
-        extra = {"average": generator["params"]}
-        if self.batch_norm:
-            extra["statistics"] = generator["batch_stats"]
+        extra = {"average": generator["params"], "statistics": generator.get("batch_stats", {})}
         opt = {name: self.optimizer.init(params[name]) for name in params}
         return State(step=jnp.zeros((), jnp.int32), params=params, opt=opt, extra=jax.tree.map(jnp.copy, extra))
 
@@ -126,7 +124,8 @@ class WaveGAN(Morphs):
         latent_key, critic_key, generator_key = jax.random.split(key, 3)
 
         latent = self.draw(shard.keys(latent_key, batch.label.shape[0]))
-        fakes, _ = self.sound(generator, latent, batch.label, shard)  # for all critic updates: one generator made them
+        statistics = state.extra["statistics"]
+        fakes, _ = self.sound(generator, statistics, latent, batch.label, shard)  # for all the critic's updates
         updates = []
         for i, (real, fake) in enumerate(split((batch, fakes), self.n_critic)):
             at = jax.random.fold_in(critic_key, i)
@@ -137,13 +136,12 @@ class WaveGAN(Morphs):
             updates.append(metrics)
         critic_metrics = jax.tree.map(lambda *values: sum(values) / self.n_critic, *updates)
 
-        loss = partial(self.generator_loss, critic=critic, label=real.label, key=generator_key, shard=shard)
+        given = {"critic": critic, "statistics": statistics, "label": real.label, "key": generator_key}
+        loss = partial(self.generator_loss, **given, shard=shard)
         generator, generator_opt, metrics = descend(self.optimizer, loss, generator, generator_opt, shard)
-        statistics = metrics.pop("statistics", None)
 
-        extra = {"average": average(state.extra["average"], generator, self.decay, state.step)}
-        if self.batch_norm:
-            extra["statistics"] = statistics
+        averaged = average(state.extra["average"], generator, self.decay, state.step)
+        extra = {"average": averaged, "statistics": metrics.pop("statistics")}
         state = State(
             step=state.step + 1,
             params={"generator": generator, "critic": critic},
@@ -172,12 +170,13 @@ class WaveGAN(Morphs):
             terms["penalty"] = self.penalty * jnp.mean((norms - 1) ** 2)
         return sum(terms.values()), {**metrics, **terms}
 
-    def generator_loss(self, generator, *, critic, label, key, shard: Shard):
+    def generator_loss(self, generator, *, critic, statistics, label, key, shard: Shard):
         """The generated clips' scores, to be raised."""
         latent_key, call = jax.random.split(key)
-        fake, statistics = self.sound(generator, self.draw(shard.keys(latent_key, label.shape[0])), label, shard)
+        latent = self.draw(shard.keys(latent_key, label.shape[0]))
+        fake, statistics = self.sound(generator, statistics, latent, label, shard)
         score = self.score(critic, fake, label, call, shard)
-        metrics = {"rms": jnp.mean(jnp.sqrt(jnp.mean(fake**2, (1, 2)))), **statistics}
+        metrics = {"rms": jnp.mean(jnp.sqrt(jnp.mean(fake**2, (1, 2)))), "statistics": statistics}
         if self.loss == "dcgan":
             return jnp.mean(nn.softplus(-score)), metrics
         if self.loss == "lsgan":
@@ -195,7 +194,7 @@ class WaveGAN(Morphs):
 
     def weights(self, state) -> Params:
         """The averaged generator, and the statistics of its batch norm."""
-        return {"generator": state.extra["average"], "statistics": state.extra.get("statistics", {})}
+        return {"generator": state.extra["average"], "statistics": state.extra["statistics"]}
 
     def latents(self, key, n) -> Float[Array, "n latent"]:
         """Uniform in [-1, 1]."""
@@ -212,18 +211,15 @@ class WaveGAN(Morphs):
         """One latent per key."""
         return jax.vmap(lambda key: jax.random.uniform(key, (self.latent,), minval=-1.0))(keys)
 
-    def sound(self, generator, latent, label, shard):
-        """Generated clips, and the new statistics of the batch norm, if there is one."""
-        variables = {"params": generator}
-        if not self.batch_norm:
-            return Generator(self).apply(variables, latent, label, shard, True), {}
-        variables["batch_stats"] = Generator(self).init(jax.random.key(0), latent, label, Shard(), False)["batch_stats"]
+    def sound(self, generator, statistics, latent, label, shard):
+        """Generated clips in training, and the new running statistics of the batch norm."""
+        variables = {"params": generator, "batch_stats": statistics}
         wave, changed = Generator(self).apply(variables, latent, label, shard, True, mutable="batch_stats")
-        return wave, {"statistics": changed["batch_stats"]}
+        return wave, changed.get("batch_stats", {})
 
     def score(self, critic, wave, label, key, shard) -> Float[Array, "n"]:
-        """The critic's logit of every clip; `key` draws the phase shuffle."""
-        return Critic(self).apply({"params": critic}, wave, label, key, shard)
+        """The critic's logit of every clip; `key` draws the phase shuffle. Its batch norm always goes by the batch."""
+        return Critic(self).apply({"params": critic}, wave, label, key, shard, mutable="batch_stats")[0]
 
 
 glorot = nn.initializers.glorot_uniform()

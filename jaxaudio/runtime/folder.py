@@ -1,10 +1,8 @@
 """A run's folder: whose it is, who works in it, and what it was trained with."""
 
 import fcntl
-import importlib.metadata
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +14,8 @@ from jaxaudio import zoo
 from jaxaudio.core import InputError, Model, Params
 from jaxaudio.runtime.checkpoint import Checkpoints, abstract
 from jaxaudio.runtime.parallel import Devices
+from jaxaudio.runtime.versions import revision, versions
 
-PACKAGES = ("jaxaudio", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 OTHER = "give another --out, or delete the folder"
 
 
@@ -77,31 +75,6 @@ def trained(folder: Path, which: str = "latest") -> Trained:
     state = saved.restore(steps[which], like)
     labels = tuple(_read(folder / "run.json")["data"]["classes"])
     return Trained(folder, model, model.weights(state), steps[which], labels if model.classes else ())
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the packages that results depend on, and the device."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
-    device = jax.devices()[0]
-    return {"python": sys.version.split()[0], **found, "device": f"{jax.device_count()} {device.device_kind}"}
-
-
-def revision() -> str | None:
-    """The git revision of the code, with "+" where it was changed since; None outside a checkout."""
-    here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _read(path: Path) -> dict[str, Any]:

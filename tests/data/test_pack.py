@@ -102,9 +102,12 @@ def test_full_scale_and_stereo_are_kept(tmp_path, store):
     assert made.label.tolist() == [0]
 
 
-def test_classes_sort_by_value_only_where_all_are_whole_numbers(store):
+def test_classes_sort_by_value_where_all_are_whole_numbers_and_else_stay_as_they_first_come(store):
     assert pack.open_pack(Made(4, "a", labels=["10", "9", "-1", "09"]), store).classes == ("-1", "09", "9", "10")
     assert pack.open_pack(Made(4, "b", labels=["10", "9", "²"]), store).classes == ("10", "9", "²")
+    words = pack.open_pack(Made(4, "c", labels=["zero", "one", "zero", "eight"]), store)
+    assert words.classes == ("zero", "one", "eight")
+    assert words.label.tolist() == [0, 1, 0, 2]
 
 
 def test_the_second_opening_reads_the_cache_alone(store):

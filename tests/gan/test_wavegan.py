@@ -39,7 +39,7 @@ def test_the_networks_and_the_critics_gradient_equal_pytorchs(channels):
         peer.load(module, jax.tree.map(np.asarray, params[name]))
 
     latent = model.latents(key, n)
-    fake, _ = model.sound(params["generator"], latent, jnp.zeros(n, int), Shard())
+    fake, _ = model.sound(params["generator"], {}, latent, jnp.zeros(n, int), Shard())
     theirs = generator(torch.tensor(np.array(latent))).mT.detach()
     np.testing.assert_allclose(fake, theirs, rtol=1e-4, atol=1e-5)
 
@@ -106,13 +106,15 @@ CLOSED_FORMS = {
 def test_every_loss_is_its_closed_form(loss, monkeypatch):
     model = dataclasses.replace(TINY, loss=loss)
     monkeypatch.setattr(WaveGAN, "score", lambda self, c, wave, *_: 3 * jnp.mean(wave, (1, 2)) + c["bias"])
-    monkeypatch.setattr(WaveGAN, "sound", lambda self, g, latent, *_: (g * latent[:, :1, None], {}))
+    monkeypatch.setattr(WaveGAN, "sound", lambda self, g, statistics, latent, *_: (g * latent[:, :1, None], {}))
     real, fake = clips(model, 4), clips(model, 4)[::-1] * 0.5
     params, key = {"bias": jnp.float32(0.2)}, jax.random.key(0)
     scores = [3 * np.mean(x, (1, 2)) + 0.2 for x in (real, fake)]
     ours, _ = model.critic_loss(params, real=Batch(real, jnp.zeros(4, int)), fake=fake, key=key, shard=Shard())
     np.testing.assert_allclose(ours, CLOSED_FORMS[loss][0](*scores), rtol=1e-5)
-    ours, _ = model.generator_loss(jnp.float32(2), critic=params, label=jnp.zeros(4, int), key=key, shard=Shard())
+    ours, _ = model.generator_loss(
+        jnp.float32(2), critic=params, statistics={}, label=jnp.zeros(4, int), key=key, shard=Shard()
+    )
     latent = model.draw(Shard().keys(jax.random.split(key)[0], 4))
     np.testing.assert_allclose(ours, CLOSED_FORMS[loss][1](3 * 2 * np.asarray(latent[:, 0]) + 0.2), rtol=1e-5)
 
