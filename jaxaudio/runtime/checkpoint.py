@@ -1,5 +1,6 @@
 """Checkpoints: the state and nothing else, written in the background by orbax."""
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ class Checkpoints:
             best_mode="min",
             read_only=read_only,
         )
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what goes wrong is raised, in one line
         self.folder = folder
         self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
 

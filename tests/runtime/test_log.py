@@ -1,0 +1,50 @@
+"""metrics.jsonl and the guard against divergence."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from jaxaudio.runtime.log import Diverged, Log
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def feed(log, first, last, skipped=0.0, loss=1.0):
+    for step in range(first, last + 1):
+        log.add(step, {"net/loss": jnp.float32(loss), "net/skipped": jnp.float32(skipped)}, 2.0, 0.0)
+    log.drain()
+
+
+def test_a_line_holds_the_mean_over_its_steps_and_a_restart_drops_what_came_after_it(tmp_path):
+    log = Log(tmp_path, 0, 9, every=3, patience=25)
+    for step, loss in enumerate([1.0, 2.0, 6.0, 5.0, 5.0, 5.0, 7.0, 7.0], 1):
+        feed(log, step, step, loss=loss)
+    log.close()
+    assert [(line["step"], line["net/loss"]) for line in lines(tmp_path)] == [(3, 3.0), (6, 5.0)]
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "net/lo')  # cut off by a kill
+    log = Log(tmp_path, 4, 9, every=3, patience=25)
+    feed(log, 5, 6, loss=8.0)
+    log.close()
+    assert [(line["step"], line["net/loss"]) for line in lines(tmp_path)] == [(3, 3.0), (6, 8.0)]
+
+
+def test_what_is_not_finite_is_still_json(tmp_path):
+    log = Log(tmp_path, 0, 9, every=1, patience=25)
+    feed(log, 1, 1, loss=float("nan"))
+    log.write(1, {"valid/x": float("inf")})
+    log.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0], parse_constant=pytest.fail)
+    assert lines(tmp_path)[1]["valid/x"] == "inf"
+
+
+def test_skipped_updates_in_a_row_stop_the_run_and_name_the_loss(tmp_path):
+    log = Log(tmp_path, 0, 99, every=10, patience=3)
+    feed(log, 1, 2, skipped=1.0)
+    feed(log, 3, 3)
+    with pytest.raises(Diverged, match=r"3 steps in a row .* net/loss = nan at step 6"):
+        feed(log, 4, 8, skipped=1.0, loss=float("nan"))
+    log.close()
