@@ -21,7 +21,7 @@ Metrics = Mapping[str, Array]
 Loss = Callable[[Params], tuple[Float[Array, ""], Metrics]]
 
 
-class InputError(ValueError):
+class InputError(Exception):
     """Something the caller can mend: one line that names the thing, its value, the rule and the remedy. Exit code 2."""
 
 

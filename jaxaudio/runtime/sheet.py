@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxaudio.dsp.stft import magnitudes
@@ -20,7 +21,7 @@ def draw(sounds: np.ndarray, sample_rate: int, titles: Sequence[str], path: Path
     from matplotlib.figure import Figure
 
     size = 256 if sounds.shape[1] < 2 * sample_rate else 1024
-    level = 20 * np.log10(np.asarray(magnitudes(np.asarray(sounds.mean(-1)), size, size // 4)) + 1e-9)
+    level = 20 * np.log10(np.asarray(magnitudes(jnp.asarray(sounds.mean(-1)), size, size // 4)) + 1e-9)
     level -= level.max()
     columns = min(len(sounds), max(4, int(np.ceil(np.sqrt(len(sounds))))))
     rows = -(-len(sounds) // columns)

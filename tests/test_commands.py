@@ -1,0 +1,278 @@
+"""train.py and sample.py as a user runs them: what they leave behind, how they go on, what they say when it is wrong."""
+
+import csv
+import fcntl
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+import sample
+import train
+from jaxaudio.data import audio
+from jaxaudio.runtime import command
+from jaxaudio.runtime.folder import trained
+from tests.conftest import REPOSITORY
+
+
+def run(main, *words, capsys=None):
+    """Exit code and what was printed, of a command in this process (on four devices)."""
+    try:
+        code = command.guarded(main, [str(word) for word in words])
+    except SystemExit as stop:  # tyro's
+        code = stop.code
+    out, err = capsys.readouterr() if capsys else ("", "")
+    return code, out, err
+
+
+def start(*words):
+    """train.py as a process of its own, on one device."""
+    command = [sys.executable, REPOSITORY / "train.py", *map(str, words)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of six steps on the built-in recordings."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    assert run(train.main, "wavegan:tiny", "--out", folder, "--steps", 6, "--eval-every", 3, "--log-every", 2)[0] == 0
+    return folder
+
+
+@pytest.fixture
+def folder_of_sounds(tmp_path):
+    """Two classes of short sounds, one of them too short, and a text that calls itself a sound."""
+    rng = np.random.default_rng(0)
+    for i in range(30):
+        audio.write(tmp_path / "data" / "ab"[i % 2] / f"{i}.wav", 0.1 * rng.standard_normal(300), 16000)
+    audio.write(tmp_path / "data" / "a" / "short.wav", 0.1 * rng.standard_normal(12), 16000)
+    (tmp_path / "data" / "b" / "text.wav").write_text("no sound")
+    return tmp_path / "data"
+
+
+def test_a_run_leaves_what_the_readme_promises(finished):
+    assert {p.name for p in finished.iterdir()} >= {"model.json", "run.json", "metrics.jsonl", "samples", "checkpoints"}
+    assert any(p.name.startswith("events.") for p in finished.iterdir())
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in lines} == {2, 3, 4, 6}
+    assert any("valid/spectral_energy" in line for line in lines)
+    assert all(key in lines[0] for key in ("critic/loss", "generator/loss", "steps_per_second", "input_wait"))
+    about = json.loads((finished / "run.json").read_text())
+    assert about["versions"]["jax"] == jax.__version__
+    assert about["data"]["classes"][0] == "additive"
+    wave, rate = soundfile.read(finished / "samples" / "0000006-000-additive.wav")
+    assert (len(wave), rate) == (256, 16000)
+    assert (finished / "samples" / "0000006.png").stat().st_size > 10_000
+
+
+def test_a_finished_run_says_so_and_more_steps_go_on(finished, capsys):
+    code, out, _ = run(train.main, "wavegan:tiny", "--out", finished, "--steps", 6, capsys=capsys)
+    assert code == 0
+    assert "is finished (6 steps)" in out
+    code, out, _ = run(train.main, "wavegan:tiny", "--out", finished, "--steps", 7, capsys=capsys)
+    assert code == 0
+    assert "continues at step 6" in out
+    assert out.splitlines()[-1] == f"done: 7 steps -> {finished}"
+
+
+def test_the_same_checkpoint_goes_on_under_pmap(finished, capsys):
+    step = trained(finished).step + 1
+    words = ["wavegan:tiny", "--out", finished, "--steps", step, "--parallel", "pmap"]
+    code, out, _ = run(train.main, *words, capsys=capsys)
+    assert code == 0
+    assert "(pmap)" in out
+
+
+def test_a_folder_is_trained_on_and_what_cannot_be_used_is_named(folder_of_sounds, tmp_path, capsys):
+    words = ["--data", folder_of_sounds, "--out", tmp_path / "run", "--steps", 2, "--samples", 4]
+    code, out, _ = run(train.main, "wavegan:tiny", *words, "--gather", "device", capsys=capsys)
+    assert code == 0
+    assert "2 classes" in out
+    rejected = dict(list(csv.reader(open(tmp_path / "run" / "rejected.csv")))[1:])
+    assert set(rejected) == {"a/short.wav", "b/text.wav"}
+    assert "1/16 of a segment" in rejected["a/short.wav"]
+
+
+def test_killed_and_stopped_runs_end_in_the_state_of_one_that_was_not(tmp_path):
+    """kill -9 at a random step, SIGTERM at another; each continued by the same command; all bits equal at the end."""
+    words = ["wavegan:tiny", "--steps", 300, "--save-every", 20, "--eval-every", 10_000, "--log-every", 1]
+    undisturbed = start(*words, "--out", tmp_path / "undisturbed")
+    for name, number in (("killed", signal.SIGKILL), ("stopped", signal.SIGTERM)):
+        process = start(*words, "--out", tmp_path / name)
+        wait_for_step(tmp_path / name / "metrics.jsonl", random.randint(30, 200), process)
+        process.send_signal(number)
+        out = process.communicate(timeout=120)[0]
+        if number == signal.SIGTERM:
+            assert process.returncode == 3, out
+            assert "stopped by SIGTERM; saved at step" in out.splitlines()[-1]
+            assert "the same command continues" in out.splitlines()[-1]
+        else:
+            assert process.returncode == -signal.SIGKILL, out
+        again = start(*words, "--out", tmp_path / name)
+        out = again.communicate(timeout=120)[0]
+        assert again.returncode == 0, out
+        assert number == signal.SIGKILL or "continues at step" in out
+    out = undisturbed.communicate(timeout=120)[0]
+    assert undisturbed.returncode == 0, out
+    states = [trained_state(tmp_path / name) for name in ("undisturbed", "killed", "stopped")]
+    for leaves in zip(*map(jax.tree.leaves, states), strict=True):
+        assert all(np.array_equal(leaf, leaves[0]) for leaf in leaves)
+    for name in ("killed", "stopped"):
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        steps = [line["step"] for line in lines if "critic/loss" in line]
+        assert steps == [*range(1, 301)], "every step is logged, none twice"
+
+
+def wait_for_step(path, step, process):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and path.read_text().count("\n") >= step:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"step {step} was not reached: {process.communicate()[0]}")
+
+
+def trained_state(folder):
+    """All that the last checkpoint holds."""
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
+        assert manager.latest_step() == 300
+        return manager.restore(300, args=ocp.args.StandardRestore())
+
+
+def test_a_run_that_diverges_stops_with_its_state_saved_and_names_the_loss(tmp_path, capsys):
+    words = ["--out", tmp_path / "run", "--model.learning-rate", "1e30", "--patience", 5, "--eval-every", 1000]
+    code, out, _ = run(train.main, "wavegan:tiny", *words, capsys=capsys)
+    assert code == 3
+    last = out.splitlines()[-1]
+    assert "5 steps in a row had a gradient that is not finite" in last
+    assert "critic/loss" in last
+    assert trained(tmp_path / "run").step > 5
+
+
+def test_sampling_repeats_itself_for_the_same_seed(finished, tmp_path, capsys):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        words = ["generate", finished, "--n", 3, "--label", "fm", "--seed", seed, "--out", tmp_path / name]
+        code, out, _ = run(sample.main, *words, capsys=capsys)
+        assert code == 0
+        assert str(tmp_path / name) in out.splitlines()[-1]
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == ["000-fm.wav", "001-fm.wav", "002-fm.wav", "sheet.png"]
+    same = [(tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files[:3]]
+    other = [(tmp_path / "a" / name).read_bytes() == (tmp_path / "c" / name).read_bytes() for name in files[:3]]
+    assert all(same)
+    assert not any(other)
+    assert run(sample.main, "generate", finished, "--label", "1", "--n", 3, "--seed", 3, "--out", tmp_path / "d")[0] == 0
+    assert (tmp_path / "d" / "000-fm.wav").read_bytes() == (tmp_path / "a" / "000-fm.wav").read_bytes()
+
+
+def test_morphing_writes_the_path_between_two_sounds(finished, tmp_path):
+    words = ["morph", finished, "--seeds", "3,4", "--steps", 5, "--label", "fm", "--out", tmp_path / "m"]
+    assert run(sample.main, *words, "--checkpoint", "best")[0] == 0
+    waves = [soundfile.read(path)[0] for path in sorted((tmp_path / "m").glob("*.wav"))]
+    assert len(waves) == 5
+    words = ["generate", finished, "--n", 1, "--label", "fm", "--checkpoint", "best"]
+    for seed, end in ((3, waves[0]), (4, waves[-1])):
+        assert run(sample.main, *words, "--seed", seed, "--out", tmp_path / str(seed))[0] == 0
+        np.testing.assert_allclose(soundfile.read(tmp_path / str(seed) / "000-fm.wav")[0], end, atol=2 / 32768)
+
+
+WRONG = {
+    "no model of that name": (["wavegann"], "no model named 'wavegann' (did you mean wavegan?)"),
+    "no preset of that name": (["wavegan:tinny"], "no preset of wavegan named 'tinny' (did you mean tiny?)"),
+    "a missing folder": (["wavegan:tiny", "--data", "{tmp}/nowhere"], "nowhere"),
+    "an empty folder": (["wavegan:tiny", "--data", "{tmp}/empty"], "empty"),
+    "a folder without audio": (["wavegan:tiny", "--data", "{tmp}/texts"], "texts"),
+    "labels that are missing": (["wavegan:tiny", "--data", "{tmp}/flat"], "conditional, but the data has no labels"),
+    "a batch that does not split": (["wavegan:tiny", "--model.batch-size", 6], "batch_size 6 does not split over 4"),
+    "updates that do not split": (["wavegan:tiny", "--model.batch-size", 7], "batch_size 7 does not split into n_critic"),
+    "a length that cannot be": (["wavegan:tiny", "--model.segment", 300], "segment is 300"),
+    "a file in the run's place": (["wavegan:tiny", "--out", "{tmp}/file"], "file"),
+    "a folder below a file": (["wavegan:tiny", "--out", "{tmp}/file/run"], "file"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_gets_one_line_and_exit_code_2(case, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("no sound")
+    (tmp_path / "file").write_text("in the way")
+    audio.write(tmp_path / "flat" / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(300), 16000)
+    words, message = WRONG[case]
+    words = [str(word).format(tmp=tmp_path) for word in words]
+    words += [] if "--out" in words else ["--out", tmp_path / "run"]
+    code, _, err = run(train.main, *words, "--steps", 1, capsys=capsys)
+    assert code == 2, err
+    assert message in err
+    assert err.count("\n") == 1, err
+
+
+def test_an_unknown_option_gets_a_suggestion_and_help_lists_every_field(capsys):
+    code, _, err = run(train.main, "wavegan:tiny", "--stepz", 3, capsys=capsys)
+    assert code == 2
+    assert "--steps" in err
+    code, out, _ = run(train.main, "wavegan:tiny", "--help", capsys=capsys)
+    assert code == 0
+    for words in ("--model.n-critic", "critic updates per generator update", "--save-every", "--parallel {jit,pmap}"):
+        assert words in out
+    code, out, _ = run(train.main, "--help", capsys=capsys)
+    assert code == 0
+    assert "wavegan: paper, digits, tiny" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.width", 4], "width is 8 there and 4 here"),
+        (["--seed", 1], "seed is 0 there and 1 here"),
+        (["--data", "{data}"], "data is"),
+    ],
+)
+def test_another_run_in_the_same_folder_is_refused_field_by_field(words, message, finished, folder_of_sounds, capsys):
+    before = trained(finished).step
+    words = [str(word).format(data=folder_of_sounds) for word in words]
+    code, _, err = run(train.main, "wavegan:tiny", "--out", finished, "--steps", 99, *words, capsys=capsys)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert trained(finished).step == before, "nothing already written is lost"
+
+
+def test_a_second_process_in_the_same_folder_is_refused(finished, capsys):
+    with open(finished / "lock", "a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, _, err = run(train.main, "wavegan:tiny", "--out", finished, "--steps", 99, capsys=capsys)
+    assert code == 2
+    assert "is in use by process" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generat", "{run}"], "no verb named 'generat' (did you mean generate?)"),
+        (["generate", "{tmp}"], "is not a run's folder"),
+        (["generate", "{run}", "--label", "z"], "there is no label 'z': choose from 0 additive"),
+        (["generate", "{run}", "--n", "0"], "n is 0"),
+        (["generate", "{run}", "--seconds", "9"], "this model makes 1 to 256 samples"),
+        (["generate", "{run}", "--checkpoint", "5"], "has no checkpoint '5': it has latest"),
+        (["morph", "{run}", "--seeds", "3"], "give two seeds"),
+    ],
+)
+def test_sampling_with_wrong_input_gets_one_line_and_exit_code_2(words, message, finished, tmp_path, capsys):
+    words = [word.format(run=finished, tmp=tmp_path) for word in words]
+    code, _, err = run(sample.main, *words, *(["--out", tmp_path / "out"] if len(words) > 1 else []), capsys=capsys)
+    assert code == 2, err
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
