@@ -26,6 +26,7 @@ from jaxaudio.runtime.checkpoint import Checkpoints, abstract
 from jaxaudio.runtime.folder import claim
 from jaxaudio.runtime.log import Diverged, Log
 from jaxaudio.runtime.parallel import Devices
+from jaxaudio.runtime.sheet import draw
 from jaxaudio.tasks import generate
 
 
@@ -89,9 +90,8 @@ def train(run: Run) -> int:
                     break
                 due = (i + 1) % run.eval_every == 0 or i + 1 == run.steps
                 if due or (i + 1) % run.save_every == 0:
-                    log.drain()
-                    saved.save(i + 1, state, examine(i + 1, state, log) if due else None)
-                    log.pause()
+                    with log.paused():
+                        saved.save(i + 1, state, examine(i + 1, state, log) if due else None)
             log.drain()
         except Diverged as reason:
             ending = str(reason)
@@ -112,6 +112,7 @@ class Examination:
 
     def __init__(self, run: Run, model: Model, held_out: Clips, devices: Devices, labels: tuple[str, ...], key):
         self.run, self.model, self.held_out, self.devices, self.key = run, model, held_out, devices, key
+        self.labels, self.samples = labels, run.out / "samples"
         shardings = (devices.replicated, devices.sharded, devices.replicated)
         self.evaluate = jax.jit(model.evaluate, in_shardings=shardings, out_shardings=devices.replicated)
         self.listen = generate.Showcase(model, labels, run.samples) if isinstance(model, generate.NEEDS) else None
@@ -129,9 +130,18 @@ class Examination:
             log.write(step, {f"valid/{name}": value for name, value in means.items()})
             log.say(f"step {step}: " + "  ".join(f"valid/{name} {value:.4g}" for name, value in means.items()))
         if self.listen:
-            waves, sheet = self.listen(self.model.weights(state), self.key, self.run.out / "samples", f"{step:07d}")
+            waves, sheet = self.listen(self.model.weights(state), self.key, self.samples, f"{step:07d}")
             log.media(step, waves, self.model.sample_rate, sheet)
+            self.draw_real_ones()
         return means or None
+
+    def draw_real_ones(self) -> None:
+        """samples/real.png: held-out recordings, to look at beside what was made."""
+        for plan, count in self.held_out.survey(self.run.samples):
+            if not (self.samples / "real.png").exists():
+                real = self.held_out.gather(plan)
+                titles = [self.labels[i] if self.labels else "" for i in real.label[:count]]
+                draw(real.wave[:count], self.model.sample_rate, titles, self.samples / "real.png")
 
 
 def source(run: Run):
@@ -147,7 +157,9 @@ def with_classes(model: Model, classes: tuple[str, ...]) -> Model:
     if not model.needs_labels:
         return model
     if not classes:
-        raise InputError("this model is conditional, but the data has no labels: give a folder per class, or a metadata.csv")
+        raise InputError(
+            "this model is conditional, but the data has no labels: give a folder per class, or a metadata.csv"
+        )
     if model.classes not in (0, len(classes)):
         raise InputError(f"model.classes is {model.classes}, but the data has {len(classes)}: leave it away")
     return dataclasses.replace(model, classes=len(classes))
@@ -158,9 +170,9 @@ def introduce(run: Run, pack: Pack, clips: Clips, held_out: Clips) -> None:
     left_out = [*pack.rejected, *clips.left_out, *held_out.left_out]
     with open(run.out / "rejected.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows([("path", "reason"), *left_out])
-    hours = clips.length.sum() / pack.sample_rate / 3600
+    minutes = clips.length.sum() / pack.sample_rate / 60
     classes = f", {len(pack.classes)} classes" if pack.classes else ""
-    print(f"data: {pack.layout}, {len(clips.chosen)} recordings to train on ({hours:.2f} h){classes}, "
+    print(f"data: {pack.layout}, {len(clips.chosen)} recordings to train on ({minutes:.1f} minutes){classes}, "
           f"{len(held_out.chosen)} held out")  # fmt: skip
     if left_out:
         print(f"left out: {len(left_out)}, named in {run.out / 'rejected.csv'}; the first: {': '.join(left_out[0])}")
@@ -171,7 +183,8 @@ def introduce(run: Run, pack: Pack, clips: Clips, held_out: Clips) -> None:
 def describe(model: Model, state: State) -> str:
     """The model in half a line."""
     count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-    return f"{zoo.name_of(model)}: " + ", ".join(f"{name} {count(p) / 1e6:.2f}M" for name, p in state.params.items())
+    sizes = ", ".join(f"{name} {count(params):,}" for name, params in state.params.items())
+    return f"{zoo.name_of(model)}: parameters: {sizes}"
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Training steps per second: python -m benchmarks.step MODEL[:PRESET] [--against torch] [--json FILE] [--model.FIELD ...]
+"""Training steps per second: python -m benchmarks.step MODEL[:PRESET] [--against torch] [--json FILE] [--model.FIELD V]
 
 Windows of the JAX step, of a matrix product (the machine's limit) and of the same model in PyTorch alternate in one
 process. Operations are counted in the textbook form, whatever form computes them.
@@ -157,8 +157,8 @@ def table(row: dict) -> str:
         f"  compile           {row['compile_s']:.1f} s",
         f"  steps/s           {middle:.3f}  (quartiles {low:.3f} to {high:.3f})",
         f"  audio             {row['audio_per_second']:.1f} s per second",
-        f"  operations        {row['operations_per_step'] / 1e9:.1f} G per step, {row['share_of_matmul']:.0%} of the rate "
-        f"of a matrix product ({row['matmul_gflops']:.0f} GFLOP/s)",
+        f"  operations        {row['operations_per_step'] / 1e9:.1f} G per step, {row['share_of_matmul']:.0%} of "
+        f"the rate of a matrix product ({row['matmul_gflops']:.0f} GFLOP/s)",
         f"  peak memory       {row['peak_memory_mib']:.0f} MiB",
         f"  waiting for input {row['input_wait']:.2%}",
     ]
@@ -177,11 +177,19 @@ def main(arguments: list[str]) -> None:
 
     specs = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
     if not specs:
-        raise InputError(f"name a model, as in: python -m benchmarks.step wavegan:digits; there are {list(zoo.names())}")
+        raise InputError(
+            f"name a model, as in: python -m benchmarks.step wavegan:digits; there are {list(zoo.names())}"
+        )
     for spec in specs:
         default = Options(model=zoo.load(spec))
         options = tyro.cli(Options, default=default, args=arguments[len(specs) :], prog=f"benchmarks.step {spec}")
-        row = {**measure(options), "preset": spec, "fields": zoo.dump(options.model), "versions": versions(), "git": revision()}
+        row = {
+            **measure(options),
+            "preset": spec,
+            "fields": zoo.dump(options.model),
+            "versions": versions(),
+            "git": revision(),
+        }
         print(table(row), flush=True)
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """What a step may know of the other devices: `axis` is None where it sees the whole batch (jit), else pmap's axis."""
+    """What a step knows of the other devices: `axis` is None where it sees the whole batch (jit), else pmap's axis."""
 
     axis: str | None = None
 
@@ -164,6 +164,6 @@ def unless_skipped(metrics: Metrics, new: Any, old: Any) -> Any:
 
 
 def average(old: Any, new: Any, decay: float, updates: Int[Array, ""]) -> Any:
-    """Exponential moving average of weights after `updates` updates, with a decay that starts low: (1 + u) / (10 + u)."""
+    """Exponential moving average of weights; after u updates the decay is at most (1 + u) / (10 + u)."""
     decay = jnp.minimum(decay, (1 + updates) / (10 + updates))
     return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)

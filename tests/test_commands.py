@@ -1,4 +1,4 @@
-"""train.py and sample.py as a user runs them: what they leave behind, how they go on, what they say when it is wrong."""
+"""train.py and sample.py as a user runs them: what they leave, how they go on, what they say to wrong input."""
 
 import csv
 import fcntl
@@ -97,7 +97,7 @@ def test_a_folder_is_trained_on_and_what_cannot_be_used_is_named(folder_of_sound
     code, out, _ = run(train.main, "wavegan:tiny", *words, "--gather", "device", capsys=capsys)
     assert code == 0
     assert "2 classes" in out
-    rejected = dict(list(csv.reader(open(tmp_path / "run" / "rejected.csv")))[1:])
+    rejected = dict(list(csv.reader((tmp_path / "run" / "rejected.csv").read_text().splitlines()))[1:])
     assert set(rejected) == {"a/short.wav", "b/text.wav"}
     assert "1/16 of a segment" in rejected["a/short.wav"]
 
@@ -172,7 +172,9 @@ def test_sampling_repeats_itself_for_the_same_seed(finished, tmp_path, capsys):
     other = [(tmp_path / "a" / name).read_bytes() == (tmp_path / "c" / name).read_bytes() for name in files[:3]]
     assert all(same)
     assert not any(other)
-    assert run(sample.main, "generate", finished, "--label", "1", "--n", 3, "--seed", 3, "--out", tmp_path / "d")[0] == 0
+    assert (
+        run(sample.main, "generate", finished, "--label", "1", "--n", 3, "--seed", 3, "--out", tmp_path / "d")[0] == 0
+    )
     assert (tmp_path / "d" / "000-fm.wav").read_bytes() == (tmp_path / "a" / "000-fm.wav").read_bytes()
 
 
@@ -195,7 +197,10 @@ WRONG = {
     "a folder without audio": (["wavegan:tiny", "--data", "{tmp}/texts"], "texts"),
     "labels that are missing": (["wavegan:tiny", "--data", "{tmp}/flat"], "conditional, but the data has no labels"),
     "a batch that does not split": (["wavegan:tiny", "--model.batch-size", 6], "batch_size 6 does not split over 4"),
-    "updates that do not split": (["wavegan:tiny", "--model.batch-size", 7], "batch_size 7 does not split into n_critic"),
+    "updates that do not split": (
+        ["wavegan:tiny", "--model.batch-size", 7],
+        "batch_size 7 does not split into n_critic",
+    ),
     "a length that cannot be": (["wavegan:tiny", "--model.segment", 300], "segment is 300"),
     "a file in the run's place": (["wavegan:tiny", "--out", "{tmp}/file"], "file"),
     "a folder below a file": (["wavegan:tiny", "--out", "{tmp}/file/run"], "file"),

@@ -121,7 +121,7 @@ def test_resume_is_exact(subject, tmp_path):
 
 
 def test_a_batch_that_is_not_finite_leaves_the_networks_it_reaches_untouched(subject):
-    """Every update that sees the batch is skipped, the averages that follow it stand still, the step counter goes on."""
+    """Every update that sees the batch is skipped, the averages that follow it stand still, the steps count on."""
     before = subject.init()
     kept = jax.tree.map(np.asarray, jax.device_get(before))
     batch = subject.batch(0)._replace(wave=np.full_like(subject.batch(0).wave, np.nan))

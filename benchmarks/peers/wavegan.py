@@ -181,7 +181,9 @@ def trainer(model, compiled: bool) -> Callable[[], object]:
     compiled: through `torch.compile`. Raises ValueError for what this peer does not have.
     """
     if model.conditional or model.loss != "wgan-gp" or model.batch_norm or model.post_filter:
-        raise ValueError("the PyTorch WaveGAN is the paper's alone: add --model.no-conditional (wgan-gp, no batch norm)")
+        raise ValueError(
+            "the PyTorch WaveGAN is the paper's alone: add --model.no-conditional (wgan-gp, no batch norm)"
+        )
     generator = Generator(model.width, model.segment, model.channels, model.latent)
     critic = Critic(model.width, model.segment, model.channels, model.shuffle)
     if compiled:

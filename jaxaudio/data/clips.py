@@ -52,7 +52,7 @@ class Clips:
         if split == "train" and not self.units:
             raise InputError(
                 f"no recording of {len(pack.names)} can be trained on: {int(mine.sum())} are in the train split and "
-                f"the longest of them has {pack.length[mine].max(initial=0)} of {model.segment} samples; add longer ones"
+                f"the longest has {pack.length[mine].max(initial=0)} of {model.segment} samples: add longer ones"
             )
 
     def plan(self, step: int, rows: slice = slice(None)) -> Plan:

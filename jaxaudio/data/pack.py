@@ -42,7 +42,9 @@ class Pack:
     label: np.ndarray  # int32 [recordings], index into classes; zeros where classes is empty
     split: np.ndarray  # int8 [recordings], index into layouts.SPLITS
     names: tuple[str, ...]
-    classes: tuple[str, ...]  # numbers by value, words as they first come (0_zero, 1_one, ...); () if there are no labels
+    classes: tuple[
+        str, ...
+    ]  # numbers by value, words as they first come (0_zero, 1_one, ...); () if there are no labels
     sample_rate: int  # Hz
     channels: int
     layout: str  # the kind of Layout

@@ -2,13 +2,13 @@
 
 Donahue, McAuley, Puckette: Adversarial Audio Synthesis, ICLR 2019 (arXiv 1802.04208), and its official code.
 Reproduced: generator and critic for 16384, 32768 or 65536 samples, WGAN-GP and the code's other losses, phase shuffle,
-nearest-neighbour upsampling, post filter, batch norm. Added: a class label as condition, averaged weights to sample from.
+nearest-neighbour upsampling, post filter, batch norm. Added: a class label as condition, averaged weights to sample
+from. Departs: the generated clips of all `n_critic` updates of a step come from one pass of the generator.
 
     python train.py wavegan:digits --data FOLDER
 """
 
 import dataclasses
-import math
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from jaxaudio.core import (
     Batch,
@@ -70,7 +70,7 @@ class WaveGAN(Morphs):
     presets: ClassVar = MappingProxyType(
         {
             "paper": {},
-            "digits": {"width": 16, "batch_size": 80, "conditional": True},
+            "digits": {"width": 16, "batch_size": 80, "conditional": True, "learning_rate": 3e-4},
             "tiny": {
                 **{"segment": 256, "width": 8, "batch_size": 64, "n_critic": 2, "latent": 8, "conditional": True},
                 "learning_rate": 5e-3,
@@ -112,9 +112,10 @@ class WaveGAN(Morphs):
         wave = jnp.zeros((1, self.segment, self.channels))
         critic = Critic(self).init(critic_key, wave, label, critic_key, Shard())["params"]
         params = {"generator": generator["params"], "critic": critic}
-        extra = {"average": generator["params"], "statistics": generator.get("batch_stats", {})}
+        copy = jax.tree.map(jnp.copy, generator["params"])  # arrays of its own: all of a state are donated
+        extra = {"average": copy, "statistics": generator.get("batch_stats", {})}
         opt = {name: self.optimizer.init(params[name]) for name in params}
-        return State(step=jnp.zeros((), jnp.int32), params=params, opt=opt, extra=jax.tree.map(jnp.copy, extra))
+        return State(step=jnp.zeros((), jnp.int32), params=params, opt=opt, extra=extra)
 
     def train_step(self, state, batch, key, shard, stage) -> tuple[State, Metrics]:
         """`n_critic` critic updates on fresh clips, then one generator update."""
@@ -132,7 +133,8 @@ class WaveGAN(Morphs):
             loss = partial(self.critic_loss, real=real, fake=fake, key=at, shard=shard)
             critic, critic_opt, metrics = descend(self.optimizer, loss, critic, critic_opt, shard)
             if self.loss == "wgan":
-                critic = jax.tree.map(lambda w: jnp.clip(w, -self.clip, self.clip), critic)
+                clipped = jax.tree.map(lambda w: jnp.clip(w, -self.clip, self.clip), critic)
+                critic = unless_skipped(metrics, clipped, critic)
             updates.append(metrics)
         critic_metrics = jax.tree.map(lambda *values: sum(values) / self.n_critic, *updates)
 
@@ -253,7 +255,7 @@ class Generator(nn.Module):
 
 
 class NearestConv(nn.Module):
-    """Every sample repeated `stride` times, then a SAME convolution, as one transposed convolution with a wider kernel."""
+    """Every sample repeated `stride` times, then a SAME convolution, as one transposed convolution, a wider one."""
 
     features: int
     taps: tuple[int]

@@ -21,7 +21,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Padding = str | int | Sequence[tuple[int, int]]  # "SAME" as TensorFlow, one number as PyTorch, or (left, right) per axis
+Padding = (
+    str | int | Sequence[tuple[int, int]]
+)  # "SAME" as TensorFlow, one number as PyTorch, or (left, right) per axis
 Signal = Float[Array, "batch *space channels"]
 Kernel = Float[Array, "*taps in_channels out_channels"]
 Result = Float[Array, "batch *frames features"]
@@ -188,9 +190,7 @@ def conv_phase(x, kernel, stride, padding, dilation, groups):
     if max(stride) > 1 and max(dilation) > 1:
         kernel, dilation = _dilate(kernel, dilation), (1,) * axes
     spans = [d * (k - 1) + 1 for k, d in zip(kernel.shape, dilation, strict=False)]
-    lengths = [
-        (n + a + b - w) // s + 1 for n, (a, b), w, s in zip(x.shape[1:-1], padding, spans, stride, strict=True)
-    ]
+    lengths = [(n + a + b - w) // s + 1 for n, (a, b), w, s in zip(x.shape[1:-1], padding, spans, stride, strict=True)]
     if max(dilation) > 1:
         return _unit(x, kernel, [left for left, _ in padding], lengths, dilation)
 
@@ -238,7 +238,9 @@ def _unit(x, kernel, lefts, lengths, dilation):
         inner.append((inside, span - inside))
     x = _pad(x, [(0, 0, 0), *outer, (0, 0, 0)])
     ones = [1] * len(spans)
-    y = jax.lax.conv_general_dilated(x, kernel, ones, inner, rhs_dilation=dilation, dimension_numbers=_numbers(len(spans)))
+    y = jax.lax.conv_general_dilated(
+        x, kernel, ones, inner, rhs_dilation=dilation, dimension_numbers=_numbers(len(spans))
+    )
     return _crop(y, lengths)
 
 

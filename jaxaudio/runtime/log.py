@@ -1,10 +1,11 @@
 """What a run writes while it trains: metrics.jsonl, TensorBoard events, a progress bar or plain lines."""
 
 import collections
+import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -56,9 +57,13 @@ class Log:
         while self.flying:
             self._land()
 
-    def pause(self) -> None:
-        """The time since the last line does not count: it went into evaluation or saving."""
-        self.since, self.waited, self.window = time.perf_counter(), 0.0, []
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """All started steps are done when it begins; the time inside, evaluation or saving, does not count."""
+        self.drain()
+        began = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - began
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line of metrics.jsonl, the same as TensorBoard scalars."""

@@ -37,14 +37,12 @@ class Devices:
     def rows(self, batch_size: int) -> slice:
         """Which rows of every batch this host provides."""
         if batch_size % self.count:
-            raise InputError(
-                f"batch_size {batch_size} does not split over {self.count} devices: make it a multiple of {self.count}"
-            )
+            raise InputError(f"batch_size {batch_size} does not split over {self.count} devices: make it a multiple")
         share = batch_size // jax.process_count()
         return slice(share * jax.process_index(), share * (jax.process_index() + 1))
 
     def compile(self, model: Model) -> Step:
-        """`model.train_step` as (state, batch, key, stage) -> (state, metrics); donates the state; a program per stage."""
+        """`train_step` as (state, batch, key, stage) -> (state, metrics). It donates the state; a program per stage."""
         if self.how == "jit":
             return jax.jit(
                 lambda state, batch, key, stage: model.train_step(state, batch, key, Shard(), stage),

@@ -1,6 +1,7 @@
 """A path from one sound to another, through the latent space."""
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -32,7 +33,7 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> None:
     model = trained.model
     ends = [model.latents(jax.random.key(int(each)), 1) for each in seeds]
     fractions = jnp.linspace(0.0, 1.0, options.steps)[:, None]
-    path = jnp.concatenate([(1 - fractions) * a + fractions * b for a, b in zip(ends, ends[1:], strict=False)])
+    path = jnp.concatenate([(1 - fractions) * a + fractions * b for a, b in pairwise(ends)])
     label = labels(trained.labels, options.label or ("0" if trained.labels else None), len(path))
     waves = np.asarray(jax.jit(model.render)(trained.params, path, label))
     titles = [f"{i % options.steps / (options.steps - 1):.2f}" for i in range(len(waves))]

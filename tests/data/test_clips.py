@@ -134,7 +134,11 @@ def test_a_survey_sees_every_unit_once_without_overlap():
     clips = Clips(pack_of(lengths, split=1), MODEL, seed=0, split="valid")
     seen = [(s, n) for plan, count in clips.survey(1000) for s, n in zip(plan.start[:count], plan.length, strict=False)]
     first = np.cumsum([0, *lengths[:-1]])
-    want = [(f + k * SEGMENT, min(n, SEGMENT)) for f, n in zip(first, lengths, strict=True) for k in range(max(1, n // SEGMENT))]  # fmt: skip
+    want = [
+        (f + k * SEGMENT, min(n, SEGMENT))
+        for f, n in zip(first, lengths, strict=True)
+        for k in range(max(1, n // SEGMENT))
+    ]
     assert seen == want
     some = [n for _, n in clips.survey(10)]
     assert sum(some) == 10

@@ -96,10 +96,13 @@ def test_the_penalty_of_a_linear_critic_is_its_slope_less_one_squared(monkeypatc
 
 
 CLOSED_FORMS = {
-    "dcgan": (lambda r, f: np.mean(np.log1p(np.exp(-r)) + np.log1p(np.exp(f))) / 2, lambda f: np.mean(np.log1p(np.exp(-f)))),
+    "dcgan": (
+        lambda r, f: np.mean(np.log1p(np.exp(-r)) + np.log1p(np.exp(f))) / 2,
+        lambda f: np.mean(np.log1p(np.exp(-f))),
+    ),
     "lsgan": (lambda r, f: np.mean((r - 1) ** 2 + f**2) / 2, lambda f: np.mean((f - 1) ** 2)),
     "wgan": (lambda r, f: np.mean(f - r), lambda f: -np.mean(f)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("loss", CLOSED_FORMS)
@@ -157,7 +160,8 @@ def test_the_label_changes_the_sound_and_its_score():
     model = dataclasses.replace(TINY, conditional=True, classes=3)
     params, wave = networks(model), clips(model, 2)
     latent, key = model.latents(jax.random.key(0), 2), jax.random.key(1)
-    sounds = [Generator(model).apply({"params": params["generator"]}, latent, jnp.full(2, k), Shard(), False) for k in (0, 1)]  # fmt: skip
+    generator = {"params": params["generator"]}
+    sounds = [Generator(model).apply(generator, latent, jnp.full(2, k), Shard(), False) for k in (0, 1)]
     scores = [Critic(model).apply({"params": params["critic"]}, wave, jnp.full(2, k), key, Shard()) for k in (0, 1)]
     assert float(jnp.min(jnp.abs(scores[0] - scores[1]))) > 1e-3
     assert float(jnp.max(jnp.abs(sounds[0] - sounds[1]))) > 1e-3

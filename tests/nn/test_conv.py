@@ -101,7 +101,12 @@ def test_convolutions_equal_pytorchs():
     x, w = arrays((64,), 8, 12, (11,), 4, np.float32)
     ours = C.conv(x, w, (2,), 9, (2,), groups=4)
     theirs = torch.nn.functional.conv1d(
-        torch.tensor(np.array(x)).mT, torch.tensor(np.array(w)).permute(2, 1, 0), stride=2, padding=9, dilation=2, groups=4
+        torch.tensor(np.array(x)).mT,
+        torch.tensor(np.array(w)).permute(2, 1, 0),
+        stride=2,
+        padding=9,
+        dilation=2,
+        groups=4,
     )
     np.testing.assert_allclose(ours, theirs.mT, rtol=1e-4, atol=1e-4)
     x, w = arrays((16,), 6, 5, (16,), dtype=np.float32)
@@ -115,7 +120,7 @@ def test_convolutions_equal_pytorchs():
 @pytest.mark.parametrize("transposed", [False, True])
 def test_weight_norm_equals_pytorchs(transposed):
     torch = pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
-    x, w = arrays((16,), 6, 5, (8,), dtype=np.float32)
+    x, _ = arrays((16,), 6, 5, (8,), dtype=np.float32)
     if transposed:
         layer, reference = C.ConvTranspose(5, (8,), (4,), 2, weight_norm=True), torch.nn.ConvTranspose1d(6, 5, 8, 4, 2)
         order = (1, 2, 0)

@@ -51,9 +51,7 @@ BATCH = Batch(
 
 def after_a_step(how, count, batch=BATCH, toy=None):
     toy, devices = toy or Toy(), Devices(how, count)
-    state, metrics = devices.compile(toy)(
-        devices.replicate(toy.init()), devices.shard(batch), jax.random.key(0), None
-    )
+    state, metrics = devices.compile(toy)(devices.replicate(toy.init()), devices.shard(batch), jax.random.key(0), None)
     return jax.device_get((state, metrics))
 
 
