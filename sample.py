@@ -42,6 +42,8 @@ def main(arguments: list[str]) -> None:
     options_type = dataclasses.make_dataclass("Options", [], bases=(verb.Options, Common), frozen=True, kw_only=True)
     options_type.__doc__ = verb.__doc__
     options = tyro.cli(options_type, args=arguments[1:], prog=f"sample.py {arguments[0]}")
+    command.check_seed(options.seed)
+    command.prepare(cache_folder())
 
     run = trained(options.run, options.checkpoint)
     if not isinstance(run.model, verb.NEEDS):
@@ -52,5 +54,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.prepare(cache_folder())
     sys.exit(command.guarded(main, sys.argv[1:]))

@@ -17,8 +17,8 @@ import numpy as np
 import tyro
 
 from jaxaudio import zoo
-from jaxaudio.core import InputError, Model, State
-from jaxaudio.data import synth
+from jaxaudio.core import Batch, InputError, Model, State
+from jaxaudio.data import audio, synth
 from jaxaudio.data.clips import Clips, Plan, fetcher
 from jaxaudio.data.pack import Folder, Pack, cache_folder, open_pack
 from jaxaudio.runtime import command
@@ -50,11 +50,19 @@ class Run:
     patience: int = 25  # steps in a row without a finite gradient that stop the run
     deterministic: bool = False  # bit-for-bit repeatable on a GPU too, slower
 
+    def __post_init__(self):
+        for name in ("steps", "log_every", "eval_every", "save_every", "keep", "samples", "patience"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: it is at least 1")
+        command.check_seed(self.seed)
+
 
 def train(run: Run) -> int:
     """Trains to the end, a signal or divergence; the exit code."""
     devices = Devices(run.parallel)
     devices.rows(run.model.batch_size)
+    if jax.process_count() > 1:
+        raise InputError(f"this is process {jax.process_index()} of {jax.process_count()}: train.py runs on one host")
     pack = open_pack(source(run))
     model = with_classes(run.model, pack.classes)
     clips, held_out = Clips(pack, model, run.seed), Clips(pack, model, run.seed, "valid")
@@ -63,7 +71,7 @@ def train(run: Run) -> int:
     introduce(run, pack, clips, held_out)
 
     init_key, step_key, eval_key = jax.random.split(jax.random.key(run.seed), 3)
-    measured = model.measure(clips.gather(plan) for plan, _ in clips.survey(clips.units))
+    measured = model.measure(clips.batches())
     make = partial(model.init, init_key, measured)
     saved = Checkpoints(run.out / "checkpoints", run.keep, model.criterion)
     state = saved.latest(abstract(make, devices.replicated)) or jax.jit(make, out_shardings=devices.replicated)()
@@ -76,7 +84,7 @@ def train(run: Run) -> int:
     step, examine = devices.compile(model), Examination(run, model, held_out, devices, pack.classes, eval_key)
     fetch = fetcher(clips, devices, run.gather)
     log = Log(run.out, start, run.steps, run.log_every, run.patience)
-    ending = ""
+    ending, kept = "", start
     with command.Signals() as signals:
         try:
             for i in range(start, run.steps):
@@ -85,17 +93,18 @@ def train(run: Run) -> int:
                 waited = 0.0 if log.busy() else time.perf_counter() - began
                 state, metrics = step(state, batch, jax.random.fold_in(step_key, i), model.stage(i))
                 log.add(i + 1, metrics, model.batch_size * model.segment / model.sample_rate, waited)
-                if signals.caught:
-                    ending = f"stopped by {signals.caught}"
-                    break
                 due = (i + 1) % run.eval_every == 0 or i + 1 == run.steps
                 if due or (i + 1) % run.save_every == 0:
                     with log.paused():
                         saved.save(i + 1, state, examine(i + 1, state, log) if due else None)
+                    kept = i + 1
+                if signals.caught and i + 1 < run.steps:
+                    ending = f"stopped by {signals.caught}"
+                    break
             log.drain()
         except Diverged as reason:
             ending = str(reason)
-        if ending:
+        if ending and kept < int(state.step):
             saved.save(int(state.step), state, None)
         saved.wait()
     log.close()
@@ -132,16 +141,17 @@ class Examination:
         if self.listen:
             waves, sheet = self.listen(self.model.weights(state), self.key, self.samples, f"{step:07d}")
             log.media(step, waves, self.model.sample_rate, sheet)
-            self.draw_real_ones()
+            if not (self.samples / "real.png").exists():
+                self.draw_real_ones()
         return means or None
 
     def draw_real_ones(self) -> None:
         """samples/real.png: held-out recordings, to look at beside what was made."""
         for plan, count in self.held_out.survey(self.run.samples):
-            if not (self.samples / "real.png").exists():
-                real = self.held_out.gather(plan)
-                titles = [self.labels[i] if self.labels else "" for i in real.label[:count]]
-                draw(real.wave[:count], self.model.sample_rate, titles, self.samples / "real.png")
+            real = Batch(*(field[:count] for field in self.held_out.gather(plan)))
+            titles = generate.captions(self.labels, real.label if self.labels else None, count)
+            draw(real.wave, self.model.sample_rate, titles, self.samples / "real.png")
+            return
 
 
 def source(run: Run):
@@ -158,7 +168,8 @@ def with_classes(model: Model, classes: tuple[str, ...]) -> Model:
         return model
     if not classes:
         raise InputError(
-            "this model is conditional, but the data has no labels: give a folder per class, or a metadata.csv"
+            "this model is conditional, but the data has no labels: give a folder per class or a metadata.csv, "
+            "or add --model.no-conditional"
         )
     if model.classes not in (0, len(classes)):
         raise InputError(f"model.classes is {model.classes}, but the data has {len(classes)}: leave it away")
@@ -175,7 +186,10 @@ def introduce(run: Run, pack: Pack, clips: Clips, held_out: Clips) -> None:
     print(f"data: {pack.layout}, {len(clips.chosen)} recordings to train on ({minutes:.1f} minutes){classes}, "
           f"{len(held_out.chosen)} held out")  # fmt: skip
     if left_out:
-        print(f"left out: {len(left_out)}, named in {run.out / 'rejected.csv'}; the first: {': '.join(left_out[0])}")
+        name, reason = left_out[0]
+        print(
+            f"left out: {len(left_out)}, named in {run.out / 'rejected.csv'}; the first: {audio.shown(name)}: {reason}"
+        )
     if not held_out.units:
         print("no held-out recordings: no evaluation (a valid folder, or 20 recordings, would give some)")
 

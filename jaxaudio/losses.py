@@ -16,18 +16,20 @@ def spectral_distance(a: Wave, b: Wave) -> Float[Array, "batch"]:
     """
     total = jnp.zeros(a.shape[0])
     for size in SIZES:
-        spectra = [jnp.log(magnitudes(x[..., 0].astype(jnp.float32), size, size // 4) + 1e-2) for x in (a, b)]
-        total += jnp.mean(jnp.abs(spectra[0] - spectra[1]), (1, 2))
+        channels = (jnp.moveaxis(x.astype(jnp.float32), -1, 1) for x in (a, b))
+        spectra = [jnp.log(magnitudes(x, size, size // 4) + 1e-2) for x in channels]
+        total += jnp.mean(jnp.abs(spectra[0] - spectra[1]), (1, 2, 3))
     return total / len(SIZES)
 
 
 def spectral_energy_distance(real: Wave, fake: Wave) -> Float[Array, "batch"]:
     """Energy distance between the distributions that two batches are drawn from, one unbiased estimate per example.
 
-    2 d(real_i, fake_i) - d(real_i, real_i+1) - d(fake_i, fake_i+1), d the `spectral_distance`: its mean is 0 if the
-    two distributions are one, and above 0 otherwise. It needs no other network, so it compares runs of any model.
-    Source: Szekely and Rizzo 2013; for audio, Gritsenko et al. 2020 (arXiv 2008.01160).
+    d(real_i, fake_j) + d(fake_i, real_j) - d(real_i, real_j) - d(fake_i, fake_j) with j = i + 1 and d the
+    `spectral_distance`: its mean is 0 if the two distributions are one, and above 0 otherwise. All four pairs are of
+    the same two rows, so that it stays so where row i of both has the same label. It needs no other network, so it
+    compares runs of any model. Source: Szekely and Rizzo 2013; for audio, Gritsenko et al. 2020 (arXiv 2008.01160).
     """
-    across = spectral_distance(real, fake)
-    within = spectral_distance(real, jnp.roll(real, 1, 0)) + spectral_distance(fake, jnp.roll(fake, 1, 0))
-    return 2 * across - within
+    next_real, next_fake = jnp.roll(real, -1, 0), jnp.roll(fake, -1, 0)
+    across = spectral_distance(real, next_fake) + spectral_distance(fake, next_real)
+    return across - spectral_distance(real, next_real) - spectral_distance(fake, next_fake)

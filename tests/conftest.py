@@ -1,6 +1,7 @@
 """Four CPU devices, warnings as errors, and what several test files share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
@@ -24,9 +25,10 @@ def recordings() -> Path:
     return RECORDINGS
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch) -> Path:
-    """Packs made by a test go to a folder of the session, never to the user's cache."""
-    folder = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("JAXAUDIO_CACHE", str(folder))
-    return folder
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory) -> Iterator[Path]:
+    """What the tests pack and compile goes to a folder of the session, never to the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXAUDIO_CACHE", str(folder))
+        yield folder

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,7 +109,9 @@ def test_killed_and_stopped_runs_end_in_the_state_of_one_that_was_not(tmp_path):
     undisturbed = start(*words, "--out", tmp_path / "undisturbed")
     for name, number in (("killed", signal.SIGKILL), ("stopped", signal.SIGTERM)):
         process = start(*words, "--out", tmp_path / name)
-        wait_for_step(tmp_path / name / "metrics.jsonl", random.randint(30, 200), process)
+        step = random.randint(30, 200)
+        print(f"{name} after step {step}")
+        wait_for_step(tmp_path / name / "metrics.jsonl", step, process)
         process.send_signal(number)
         out = process.communicate(timeout=120)[0]
         if number == signal.SIGTERM:
@@ -151,7 +154,7 @@ def trained_state(folder):
 
 
 def test_a_run_that_diverges_stops_with_its_state_saved_and_names_the_loss(tmp_path, capsys):
-    words = ["--out", tmp_path / "run", "--model.learning-rate", "1e30", "--patience", 5, "--eval-every", 1000]
+    words = ["--out", tmp_path / "run", "--model.learning-rate", "1e30", "--patience", 5, "--eval-every", 3]
     code, out, _ = run(train.main, "wavegan:tiny", *words, capsys=capsys)
     assert code == 3
     last = out.splitlines()[-1]
@@ -190,6 +193,10 @@ def test_morphing_writes_the_path_between_two_sounds(finished, tmp_path):
 
 
 WRONG = {
+    "no step": (["wavegan:tiny", "--log-every", 0], "log_every is 0: it is at least 1"),
+    "nothing kept": (["wavegan:tiny", "--keep", 0], "keep is 0: it is at least 1"),
+    "a seed out of range": (["wavegan:tiny", "--seed", -1], "seed is -1: it is 0 to"),
+    "no critic": (["wavegan:tiny", "--model.n-critic", 0], "n_critic is 0: it is at least 1"),
     "no model of that name": (["wavegann"], "no model named 'wavegann' (did you mean wavegan?)"),
     "no preset of that name": (["wavegan:tinny"], "no preset of wavegan named 'tinny' (did you mean tiny?)"),
     "a missing folder": (["wavegan:tiny", "--data", "{tmp}/nowhere"], "nowhere"),
@@ -252,6 +259,57 @@ def test_another_run_in_the_same_folder_is_refused_field_by_field(words, message
     assert message in err
     assert err.count("\n") == 1
     assert trained(finished).step == before, "nothing already written is lost"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.json", "{}", "is damaged"),
+        ("model.json", "[]", "is damaged"),
+        ("run.json", '{"seed": 0', "is damaged"),
+        ("model.json", '{"model": "wavegan", "depth": 3}', "is of another version"),
+    ],
+)
+def test_a_damaged_run_is_named_in_one_line(name, content, message, finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / name).write_text(content)
+    code, _, err = run(sample.main, "generate", tmp_path / "run", "--out", tmp_path / "out", capsys=capsys)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_damaged_checkpoint_names_the_one_before_it(finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    steps = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdecimal())
+    for path in (tmp_path / "run" / "checkpoints" / str(steps[-1])).rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:500])
+    words = ["wavegan:tiny", "--out", tmp_path / "run", "--steps", 99]
+    code, _, err = run(train.main, *words, capsys=capsys)
+    assert code == 2, err
+    assert f"delete it to go on from step {steps[-2]}" in err
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(steps[-1]))
+    code, out, _ = run(train.main, *words[:-1], steps[-2] + 1, capsys=capsys)
+    assert code == 0
+    assert f"continues at step {steps[-2]}" in out
+
+
+def test_hostile_class_names_and_few_recordings_are_trained_on(tmp_path, capsys):
+    """Names that are no text, no file name, no formula; and too few recordings to hold any out."""
+    rng = np.random.default_rng(0)
+    for name in (b"caf\xe9", b"$\\frac$", b"two\nlines", b"x" * 200):
+        folder = os.path.join(os.fsencode(tmp_path), b"data", name)
+        os.makedirs(folder)
+        soundfile.write(os.path.join(folder, b"a.wav"), 0.1 * rng.standard_normal(300), 16000)
+    with open(os.path.join(os.fsencode(tmp_path), b"data", b"caf\xe9", b"\nbad\xe9.wav"), "w") as file:
+        file.write("no sound")
+    words = ["--data", tmp_path / "data", "--out", tmp_path / "run", "--steps", 1, "--samples", 4]
+    code, out, _ = run(train.main, "wavegan:tiny", *words, capsys=capsys)
+    assert code == 0
+    assert "no held-out recordings" in out
+    out.encode("utf-8")
+    assert len(list((tmp_path / "run" / "samples").glob("*.wav"))) == 4
 
 
 def test_a_second_process_in_the_same_folder_is_refused(finished, capsys):

@@ -43,6 +43,7 @@ class Subject:
         for i in range(first, last):
             batch = devices.shard(self.batch(0 if fixed else i))
             state, metrics = step(state, batch, jax.random.fold_in(jax.random.key(1), i), self.model.stage(i))
+            jax.block_until_ready(metrics)  # never many in flight: several CPU devices abort
         return jax.block_until_ready(state), metrics
 
 

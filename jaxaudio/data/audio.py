@@ -22,7 +22,7 @@ SUFFIXES = frozenset(f".{name}" for name in _READABLE.split())
 UNREADABLE = frozenset({".m4a", ".aac", ".wma", ".ape", ".wv", ".tta", ".amr", ".ac3"})  # audio too: named as unusable
 WRITTEN = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS"), ".oga": ("OGG", "VORBIS")}
 
-BLOCK = 1 << 15  # frames decoded at a time
+BLOCK = 1 << 17  # frames decoded at a time: fewer, and threads wait for each other; more, and the cache overflows
 RATES = (1_000, 768_000)  # Hz; a header outside of it is damaged, and would make resampling explode
 SILENT = 2 / 32768  # peak-to-peak range, of full scale: one bit of 16
 CANCELLED = 0.01  # range of the mean over range of the channels: -40 dB

@@ -61,13 +61,16 @@ class Clips:
         unit = permute(n % self.units, self.units, _mix(np.uint64(self.seed), n // self.units))
         which = np.searchsorted(self.ends, unit, side="right")
         spare = np.maximum(self.length[which] - self.segment, 0)
-        offset = _mix(np.uint64(self.seed) + np.uint64(1 << 32), n) % (spare + 1).astype(np.uint64)
+        offset = _mix(_mix(np.uint64(1), np.array([self.seed])), n) % (spare + 1).astype(np.uint64)
         return self._plan(which, offset.astype(np.int64))
 
     def survey(self, most: int) -> Iterator[tuple[Plan, int]]:
         """The split from end to end without overlap, at most `most` units evenly spread, as plans of a whole batch
-        each with the number of rows that count (the last one is filled up from its own beginning)."""
-        units = np.arange(min(most, self.units)) * self.units // max(1, min(most, self.units))
+        each with the number of rows that count (the last one is filled up from its own beginning). In a shuffled order
+        that is always the same: neighbours in a folder are no independent draws."""
+        count = min(most, self.units)
+        units = np.arange(count) * self.units // max(1, count)
+        units = units[permute(np.arange(count), count, np.zeros(count, np.uint64))]
         for first in range(0, len(units), self.batch_size):
             part = units[first : first + self.batch_size]
             which = np.searchsorted(self.ends, part, side="right")
@@ -75,11 +78,18 @@ class Clips:
             plan = self._plan(which, (part - begin) * self.segment)
             yield Plan(*(np.resize(field, self.batch_size) for field in plan)), len(part)
 
+    def batches(self) -> Iterator[Batch]:
+        """Every unit of the split once, for statistics of the data; the last batch is smaller."""
+        for plan, count in self.survey(self.units):
+            yield Batch(*(field[:count] for field in self.gather(plan)))
+
     def gather(self, plan: Plan) -> Batch:
         """The planned examples, on the host: wave float32 [rows, segment, channels]."""
-        wave = np.zeros((len(plan.start), self.segment, self.pack.channels), np.float32)
+        wave = np.empty((len(plan.start), self.segment, self.pack.channels), np.float32)
         for out, start, length, scale in zip(wave, plan.start, plan.length, plan.scale, strict=True):
-            np.multiply(self.pack.samples[start : start + length], scale, out=out[:length])
+            out[:length] = self.pack.samples[start : start + length]
+            out[:length] *= scale
+            out[length:] = 0
         return Batch(wave, plan.label)
 
     def _plan(self, which: np.ndarray, offset: np.ndarray) -> Plan:
@@ -149,12 +159,10 @@ def permute(x: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
 
 
 def _mix(key: np.ndarray | np.uint64, x: np.ndarray) -> np.ndarray:
-    """A 64-bit hash of (key, x): splitmix64's finaliser, twice."""
-    value = x.astype(np.uint64)
-    with np.errstate(over="ignore"):
-        for salt in (key, np.uint64(0x9E3779B97F4A7C15)):
-            value = (value + salt) * np.uint64(0xBF58476D1CE4E5B9)
-            value ^= value >> np.uint64(29)
-            value *= np.uint64(0x94D049BB133111EB)
-            value ^= value >> np.uint64(32)
-    return value
+    """A 64-bit hash of (key, x): splitmix64's finaliser."""
+    value = x.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key
+    value ^= value >> np.uint64(30)
+    value *= np.uint64(0xBF58476D1CE4E5B9)
+    value ^= value >> np.uint64(27)
+    value *= np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))

@@ -81,6 +81,14 @@ class WaveGAN(Morphs):
     def __post_init__(self):
         if self.segment not in STRIDES:
             raise InputError(f"segment is {self.segment}: WaveGAN makes 16384, 32768 or 65536 samples (256 in tests)")
+        counts = {name: getattr(self, name) for name in ("n_critic", "batch_size", "width", "latent", "channels")}
+        for name, value in counts.items():
+            if value < 1:
+                raise InputError(f"{name} is {value}: it is at least 1")
+        if not 0 <= self.shuffle < FRAMES:
+            raise InputError(
+                f"shuffle is {self.shuffle}: the critic's innermost layers have room for 0 to {FRAMES - 1}"
+            )
         if self.batch_size % self.n_critic:
             raise InputError(
                 f"batch_size {self.batch_size} does not split into n_critic {self.n_critic} updates: make it a multiple"

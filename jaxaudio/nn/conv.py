@@ -8,10 +8,11 @@ is used where; `python -m benchmarks.conv` measures it.
 
 Parameters are canonical whatever the form. A convolution's kernel is [*taps, in / groups, out]:
     y[t] = sum_k x[t * stride + k * dilation - left] kernel[k]
-A transposed convolution's is [*taps, in, out], not flipped:
-    y[t * stride + k - left] += x[t] kernel[k]
+A transposed convolution's is [*taps, in / groups, out], not flipped:
+    y[t * stride + k * dilation - left] += x[t] kernel[k]
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -28,8 +29,12 @@ Signal = Float[Array, "batch *space channels"]
 Kernel = Float[Array, "*taps in_channels out_channels"]
 Result = Float[Array, "batch *frames features"]
 
-# Measured on the CPU; on GPU and TPU not yet, so there it is what their libraries expect.
-FORMS: Mapping[str, str] = {"cpu": "phase", "gpu": "direct", "tpu": "direct"}
+# The faster form of each kind of layer, as `python -m benchmarks.conv` measured it; "direct" where nothing is said.
+FORMS: Mapping[str, Mapping[str, str]] = {
+    "cpu": {"plain": "phase", "strided": "phase", "grouped": "phase", "transposed": "phase"},
+    "gpu": {},
+    "tpu": {},
+}
 
 BLOCK_CHANNELS = 16  # a folded signal of fewer channels than this is folded further: see `blocks`
 
@@ -38,14 +43,27 @@ def conv(
     x: Signal, kernel: Kernel, stride: Sequence[int], padding: Padding, dilation: Sequence[int], groups: int = 1
 ) -> Result:
     """Convolution, in the form that is faster here."""
-    form = {"direct": conv_direct, "phase": conv_phase}[FORMS.get(jax.default_backend(), "direct")]
+    form = {"direct": conv_direct, "phase": conv_phase}[chosen(kind(stride, groups))]
     return form(x, kernel, tuple(stride), pairs(padding, x, kernel, stride, dilation), tuple(dilation), groups)
 
 
-def conv_transpose(x: Signal, kernel: Kernel, stride: Sequence[int], padding: Padding) -> Result:
-    """Transposed convolution, in the form that is faster here; output (T - 1) * stride + taps - left - right."""
-    form = {"direct": conv_transpose_direct, "phase": conv_transpose_phase}[FORMS.get(jax.default_backend(), "direct")]
-    return form(x, kernel, tuple(stride), crops(padding, kernel, stride))
+def conv_transpose(
+    x: Signal, kernel: Kernel, stride: Sequence[int], padding: Padding, dilation: Sequence[int] = (1,), groups: int = 1
+) -> Result:
+    """Transposed convolution, in the form that is faster here; output (T - 1) * stride + span - left - right."""
+    form = {"direct": conv_transpose_direct, "phase": conv_transpose_phase}[chosen("transposed")]
+    kernel = _dilate(kernel, _each(dilation, stride))
+    return form(x, kernel, tuple(stride), crops(padding, kernel, stride), groups)
+
+
+def kind(stride: Sequence[int], groups: int) -> str:
+    """The row of `FORMS` that a convolution belongs to."""
+    return "grouped" if groups > 1 else "strided" if max(stride) > 1 else "plain"
+
+
+def chosen(kind: str) -> str:
+    """The form for this kind of layer on this platform."""
+    return FORMS.get(jax.default_backend(), {}).get(kind, "direct")
 
 
 class Conv(nn.Module):
@@ -80,6 +98,8 @@ class ConvTranspose(nn.Module):
     taps: Sequence[int]
     stride: Sequence[int] = (1,)
     padding: Padding = "SAME"
+    dilation: Sequence[int] = (1,)
+    groups: int = 1
     use_bias: bool = True
     weight_norm: bool = False
     dtype: Any = jnp.float32
@@ -87,11 +107,12 @@ class ConvTranspose(nn.Module):
 
     @nn.compact
     def __call__(self, x: Signal) -> Result:
-        kernel = self.param("kernel", self.kernel_init, (*self.taps, x.shape[-1], self.features))
+        shape = (*self.taps, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
         if self.weight_norm:
             kernel = normalised(self, kernel, -2)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        y = conv_transpose(x, kernel, _each(self.stride, self.taps), self.padding)
+        y = conv_transpose(x, kernel, _each(self.stride, self.taps), self.padding, self.dilation, self.groups)
         return biased(self, y) if self.use_bias else y
 
 
@@ -159,7 +180,7 @@ def conv_direct(x, kernel, stride, padding, dilation, groups):
     )
 
 
-def conv_transpose_direct(x, kernel, stride, padding):
+def conv_transpose_direct(x, kernel, stride, padding, groups):
     """The gradient of a convolution with respect to its input, as `lax.conv_transpose` writes it."""
     taps = kernel.shape[:-2]
     padding = [(k - 1 - left, k - 1 - right) for k, (left, right) in zip(taps, padding, strict=True)]
@@ -170,6 +191,7 @@ def conv_transpose_direct(x, kernel, stride, padding):
         padding,
         lhs_dilation=stride,
         dimension_numbers=_numbers(len(taps)),
+        feature_group_count=groups,
     )
 
 
@@ -183,9 +205,10 @@ def blocks(channels: int) -> int:
 
 def conv_phase(x, kernel, stride, padding, dilation, groups):
     """The same as `conv_direct`: stride-many frames, or a block of strides, become the channels of one frame."""
+    if groups == x.shape[-1] == kernel.shape[-1]:
+        return _depthwise(x, kernel, stride, padding, dilation)
     if groups > 1:
-        parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
-        return jnp.concatenate([conv_phase(a, b, stride, padding, dilation, 1) for a, b in parts], -1)
+        return _by_group(lambda x, kernel: conv_phase(x, kernel, stride, padding, dilation, 1), x, kernel, groups)
     axes = len(stride)
     if max(stride) > 1 and max(dilation) > 1:
         kernel, dilation = _dilate(kernel, dilation), (1,) * axes
@@ -196,30 +219,65 @@ def conv_phase(x, kernel, stride, padding, dilation, groups):
 
     many = [1] * (axes - 1) + [blocks(math.prod(stride) * x.shape[-1])]
     folds = [s * u for s, u in zip(stride, many, strict=True)]
-    lefts = [-(-left // f) for (left, _), f in zip(padding, folds, strict=True)]
-    shifts = [f * m - left for (left, _), f, m in zip(padding, folds, lefts, strict=True)]
+    outside, lefts, shifts = _aligned(kernel, stride, padding, many, folds)
+    x = _pad(x, [(0, 0, 0), *((n, 0, 0) for n in outside), (0, 0, 0)])
     kernel = _banks(kernel, shifts, stride, many, folds)  # [R.., fold.., block.., in, out]
     kernel = _merge(kernel, axes, folds, many)
     y = _unit(_fold(x, folds), kernel, lefts, [-(-n // u) for n, u in zip(lengths, many, strict=True)], (1,) * axes)
     return _crop(_unfold(y, many), lengths)
 
 
-def conv_transpose_phase(x, kernel, stride, padding):
+def conv_transpose_phase(x, kernel, stride, padding, groups):
     """The same as `conv_transpose_direct`: all frames that one input frame starts are made as channels."""
+    if groups > 1:
+        return _by_group(lambda x, kernel: conv_transpose_phase(x, kernel, stride, padding, 1), x, kernel, groups)
     axes = len(stride)
     sizes = zip(x.shape[1:-1], kernel.shape, stride, padding, strict=False)
     lengths = [(n - 1) * s + k - left - right for n, k, s, (left, right) in sizes]
     many = [1] * (axes - 1) + [blocks(math.prod(stride) * kernel.shape[-1])]
     folds = [s * u for s, u in zip(stride, many, strict=True)]
-    lefts = [-(-left // f) for (left, _), f in zip(padding, folds, strict=True)]
-    shifts = [f * m - left for (left, _), f, m in zip(padding, folds, lefts, strict=True)]
+    outside, lefts, shifts = _aligned(kernel, stride, padding, many, folds)
+    ends = [n + m for n, m in zip(lengths, outside, strict=True)]
     kernel = _banks(kernel, shifts, stride, many, folds)  # [R.., fold.., block.., in, out]
     kernel = jnp.flip(kernel, range(axes))
     order = [*range(axes), *range(2 * axes, 3 * axes), *range(axes, 2 * axes), 3 * axes, 3 * axes + 1]
     kernel = _merge(kernel.transpose(order), axes, many, folds)  # [R.., block * in, fold * out]
     lefts = [taps - 1 - m for taps, m in zip(kernel.shape, lefts, strict=False)]
-    y = _unit(_fold(x, many), kernel, lefts, [-(-n // f) for n, f in zip(lengths, folds, strict=True)], (1,) * axes)
-    return _crop(_unfold(y, folds), lengths)
+    y = _unit(_fold(x, many), kernel, lefts, [-(-n // f) for n, f in zip(ends, folds, strict=True)], (1,) * axes)
+    return jax.lax.slice(_unfold(y, folds), [0, *outside, 0], [x.shape[0], *ends, y.shape[-1] // math.prod(folds)])
+
+
+def _aligned(kernel, stride, padding, many, folds):
+    """Per axis how the convolution comes to start at the start of a fold: the kernel gets `shift` zeros in front, and
+    the folded signal is padded by `left`; or, where these zeros would cost a row of taps, the signal itself is moved,
+    by `outside` frames. Three lists."""
+    found = []
+    for taps, s, (left, _), u, fold in zip(kernel.shape, stride, padding, many, folds, strict=False):
+        shift = -left % fold
+        rows, least = (-(-(taps + zeros + (u - 1) * s) // fold) for zeros in (shift, 0))
+        found.append((left, 0, 0) if rows > least and left > 0 else (0, (left + shift) // fold, shift))
+    return zip(*found, strict=True)
+
+
+def _by_group(form, x, kernel, groups):
+    parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+    return jnp.concatenate([form(a, b) for a, b in parts], -1)
+
+
+def _depthwise(x, kernel, stride, padding, dilation):
+    """A channel of its own kernel each: the sum over taps of the shifted signal."""
+    x = _pad(x, [(0, 0, 0), *((left, right, 0) for left, right in padding), (0, 0, 0)])
+    total = 0.0
+    for tap in itertools.product(*map(range, kernel.shape[:-2])):
+        first = [0, *(k * d for k, d in zip(tap, dilation, strict=True)), 0]
+        spans = [d * (k - 1) for k, d in zip(kernel.shape, dilation, strict=False)]
+        last = [
+            x.shape[0],
+            *(n - w + f for n, w, f in zip(x.shape[1:-1], spans, first[1:-1], strict=True)),
+            x.shape[-1],
+        ]
+        total += jax.lax.slice(x, first, last, [1, *stride, 1]) * kernel[tap].reshape((1,) * (x.ndim - 1) + (-1,))
+    return total
 
 
 def _unit(x, kernel, lefts, lengths, dilation):

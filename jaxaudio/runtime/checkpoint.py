@@ -18,21 +18,30 @@ class Checkpoints:
     """The folder of a run's checkpoints: the `keep` latest and the best by `criterion` (smaller is better)."""
 
     def __init__(self, folder: Path, keep: int, criterion: str, read_only: bool = False):
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what goes wrong is raised, in one line
+
+        def score(metrics: Mapping[str, float]) -> float:
+            return metrics.get(criterion, math.inf)
+
         best = policies.BestN(
             n=1,
-            get_metric_fn=lambda metrics: metrics[criterion],
+            get_metric_fn=score,
             reverse=True,
             keep_checkpoints_without_metrics=False,
         )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-            best_fn=lambda metrics: metrics[criterion],
+            best_fn=score,
             best_mode="min",
             read_only=read_only,
         )
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what goes wrong is raised, in one line
         self.folder = folder
-        self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        try:
+            self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        except ValueError as problem:  # JSON among it
+            raise InputError(
+                f"{folder} can't be opened ({_line(problem)}): delete the step that is damaged"
+            ) from problem
 
     def latest(self, like: State) -> State | None:
         """The last complete checkpoint, with the shardings of `like` (arrays or shapes); None where there is none."""
@@ -44,13 +53,14 @@ class Checkpoints:
         try:
             return self.manager.restore(step, args=ocp.args.StandardRestore(like))
         except (ValueError, KeyError, FileNotFoundError) as problem:
+            others = [n for n in self.manager.all_steps() if n != step]
             raise InputError(
-                f"the checkpoint {self.folder / str(step)} does not hold this model's state "
-                f"({_line(problem)}): give another --out, or delete the folder"
+                f"the checkpoint {self.folder / str(step)} is damaged or of another model ({_line(problem)}): "
+                f"delete it to go on from {f'step {max(others)}' if others else 'the start'}, or give another --out"
             ) from problem
 
     def save(self, step: int, state: State, metrics: Mapping[str, float] | None) -> None:
-        """Starts saving. A failure of the save before is raised here, of the last one by `close`."""
+        """Starts saving. A failure of the save before is raised here, of the last one by `wait`."""
         if metrics is not None:
             metrics = {k: float(v) if math.isfinite(v) else math.inf for k, v in metrics.items()}
         self._checked(self.manager.save, step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
@@ -66,7 +76,7 @@ class Checkpoints:
     def _checked(self, act, *args, **kwargs) -> Any:
         try:
             return act(*args, **kwargs)
-        except Exception as problem:
+        except (OSError, ValueError, RuntimeError) as problem:  # tensorstore's are ValueErrors
             raise InputError(
                 f"saving to {self.folder} failed ({_line(problem)}): make room or give another --out; "
                 f"the checkpoints before are whole, and the same command continues from them"

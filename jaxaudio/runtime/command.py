@@ -23,12 +23,22 @@ def prepare(cache: Path, deterministic: bool = False) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def check_seed(seed: int) -> None:
+    """Raises InputError for a seed that jax or numpy would not take, or would take for another."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}: it is 0 to {2**32 - 1}")
+
+
 def guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> int:
-    """The exit code of main(arguments); what the caller can mend becomes one line on stderr."""
+    """The exit code of main(arguments); what the caller can mend becomes one line on stderr. As shells have it, 130
+    where Ctrl-C and 141 where the reader of the output ended it."""
     try:
         return main(arguments) or DONE
     except InputError as problem:
         return _fail(str(problem))
+    except BrokenPipeError:  # whoever reads the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as problem:
         if problem.filename is None and problem.errno is None:
             raise

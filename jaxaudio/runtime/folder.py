@@ -29,7 +29,7 @@ def claim(folder: Path, model: Model, run: Mapping[str, Any]) -> Any:
     lock = open(folder / "lock", "a+")  # noqa: SIM115
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as taken:
+    except BlockingIOError as taken:
         lock.seek(0)
         raise InputError(f"{folder} is in use by process {lock.read().strip()}: wait for it, or {OTHER}") from taken
     lock.truncate(0)
@@ -37,8 +37,7 @@ def claim(folder: Path, model: Model, run: Mapping[str, Any]) -> Any:
     lock.flush()
 
     if (folder / "model.json").exists():
-        there, here = _read(folder / "model.json"), zoo.dump(model)
-        there_run = _read(folder / "run.json")
+        here, (there, there_run) = zoo.dump(model), _written(folder)
         there |= {"seed": there_run["seed"], "data": there_run["data"]["fingerprint"]}
         here = json.loads(json.dumps(here)) | {"seed": run["seed"], "data": run["data"]["fingerprint"]}
         differing = [k for k in sorted(there | here) if there.get(k) != here.get(k)]
@@ -64,7 +63,11 @@ def trained(folder: Path, which: str = "latest") -> Trained:
     """The run in this folder at the checkpoint `which`: latest, best, or a step's number."""
     if not (folder / "model.json").is_file():
         raise InputError(f"{folder} is not a run's folder (no model.json in it): give the folder that train.py wrote")
-    model = zoo.parse(_read(folder / "model.json"))
+    fields, run = _written(folder)
+    try:
+        model = zoo.parse(fields)
+    except TypeError as problem:
+        raise InputError(f"{folder / 'model.json'} is of another version ({problem}): train it anew") from problem
     saved = Checkpoints(folder / "checkpoints", 1, model.criterion, read_only=True)
     steps = {"latest": saved.manager.latest_step(), "best": saved.best()}
     steps |= {str(step): step for step in saved.manager.all_steps()}
@@ -73,15 +76,18 @@ def trained(folder: Path, which: str = "latest") -> Trained:
         raise InputError(f"{folder} has no checkpoint {which!r}: it has {have}")
     like = abstract(lambda: model.init(jax.random.key(0), {}), Devices(count=1).replicated)
     state = saved.restore(steps[which], like)
-    labels = tuple(_read(folder / "run.json")["data"]["classes"])
-    return Trained(folder, model, model.weights(state), steps[which], labels if model.classes else ())
+    labels = tuple(run["data"]["classes"]) if model.classes else ()
+    return Trained(folder, model, model.weights(state), steps[which], labels)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _written(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `claim` wrote: model.json and run.json."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as problem:
-        raise InputError(f"{path} can't be read ({problem}): {OTHER}") from problem
+        model, run = (json.loads((folder / f"{name}.json").read_text()) for name in ("model", "run"))
+        model["model"], run["seed"], run["data"]["fingerprint"], run["data"]["classes"]
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise InputError(f"model.json or run.json in {folder} is damaged ({problem!r}): {OTHER}") from problem
+    return model, run
 
 
 def _write(path: Path, what: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import tqdm
 
-from jaxaudio.core import Metrics
+from jaxaudio.core import InputError, Metrics
 
 IN_FLIGHT = 2  # steps: an unbounded queue of work aborts on several CPU devices, and serves nothing
 
@@ -33,11 +33,13 @@ class Log:
         fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
         fresh.replace(self.path)
         self.file = open(self.path, "a", buffering=1)  # noqa: SIM115
-        self.events = SummaryWriter(str(folder), purge_step=start + 1, flush_secs=30)
+        # max_queue 0: no limit. With one, a writer that died (a full disk) would block the loop for ever.
+        self.events = SummaryWriter(str(folder), purge_step=start + 1, flush_secs=30, max_queue=0)
         self.bar = tqdm.tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=None)
         self.steps, self.flying = steps, collections.deque()
         self.window: list[dict[str, float]] = []
-        self.skipped, self.waited, self.since = 0, 0.0, time.perf_counter()
+        self.skipped, self.waited, self.since = 0, 0.0, 0.0
+        self.timed, self.heard = 0, 0.0  # steps since then, and seconds of audio in them
 
     def add(self, step: int, metrics: Metrics, examples: float, waited: float) -> None:
         """Metrics of a step that was just started; waits for the one two before it. `examples`: seconds of audio."""
@@ -69,6 +71,8 @@ class Log:
         """One line of metrics.jsonl, the same as TensorBoard scalars."""
         clean = {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
         self.file.write(json.dumps({"step": step, **clean}) + "\n")
+        if not self.events.file_writer.event_writer._worker.is_alive():
+            raise InputError(f"TensorBoard's events can't be written to {self.path.parent}: make room, and start again")
         for name, value in metrics.items():
             self.events.add_scalar(name, value, step)
 
@@ -92,7 +96,11 @@ class Log:
         step, metrics, examples = self.flying.popleft()
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self.bar.update(step - self.bar.n)
-        self.window.append({**values, "examples": examples})
+        self.window.append(values)
+        if self.since:
+            self.timed, self.heard = self.timed + 1, self.heard + examples
+        else:  # the clock starts when the first step is done: it is compilation for the most part
+            self.since, self.waited = time.perf_counter(), 0.0
         bad = sorted(k for k, v in values.items() if k.endswith("skipped") and v > 0)
         self.skipped = self.skipped + 1 if bad else 0
         if step % self.every == 0 or step == self.steps:
@@ -103,10 +111,10 @@ class Log:
 
     def _line(self, step: int) -> None:
         now = time.perf_counter()
-        seconds, count = now - self.since, len(self.window)
-        metrics = {k: float(np.mean([line[k] for line in self.window])) for k in self.window[0] if k != "examples"}
-        metrics["steps_per_second"] = count / seconds
-        metrics["audio_per_second"] = sum(line["examples"] for line in self.window) / seconds
+        metrics = {k: float(np.mean([line[k] for line in self.window])) for k in self.window[0]}
+        seconds = max(now - self.since, 1e-9)
+        metrics["steps_per_second"] = self.timed / seconds
+        metrics["audio_per_second"] = self.heard / seconds
         metrics["input_wait"] = self.waited / seconds
         self.write(step, metrics)
         main = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k.endswith("/loss"))
@@ -114,7 +122,7 @@ class Log:
             self.say(f"step {step}/{self.steps}  {main}  {metrics['steps_per_second']:.3g} steps/s")
         else:
             self.bar.set_postfix_str(main)
-        self.since, self.waited, self.window = now, 0.0, []
+        self.since, self.waited, self.timed, self.heard, self.window = now, 0.0, 0, 0.0, []
 
 
 def _lines(path: Path) -> list[dict]:

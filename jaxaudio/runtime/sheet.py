@@ -33,12 +33,14 @@ def draw(sounds: np.ndarray, sample_rate: int, titles: Sequence[str], path: Path
         axis.set_axis_off()
     for axis, picture, title in zip(axes.flat, level, titles, strict=False):
         axis.imshow(picture.T, "magma", origin="lower", aspect="auto", extent=extent, vmin=FLOOR_DB, vmax=0)
-        axis.set_title(title, fontsize=8, pad=2)
+        axis.set_title(title, fontsize=8, pad=2, parse_math=False)
         axis.tick_params(labelsize=6)
     figure.supxlabel("seconds", fontsize=8)
     figure.supylabel("kHz", fontsize=8)
     canvas.draw()
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        canvas.print_png(str(path))
+        fresh = path.with_suffix(".new")
+        canvas.print_png(str(fresh))
+        fresh.replace(path)
     return np.asarray(canvas.buffer_rgba())[..., :3]

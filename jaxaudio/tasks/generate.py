@@ -48,7 +48,7 @@ class Showcase:
 
     def __call__(self, params: Params, key: jax.Array, out: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
         """Writes out/PREFIX-*.wav and their sheet out/PREFIX.png; the sounds [n, time, channels] and the picture."""
-        waves = np.asarray(self.sound(params, key, self.n, self.model.segment, self.label))
+        waves = np.nan_to_num(self.sound(params, key, self.n, self.model.segment, self.label))  # diverging is no reason
         return waves, write(out, waves, self.model.sample_rate, self.titles, prefix)
 
 
@@ -67,14 +67,17 @@ def labels(names: tuple[str, ...], asked: str | None, n: int) -> jax.Array | Non
     return jnp.full(n, index)
 
 
-def captions(names: tuple[str, ...], label: jax.Array | None, n: int) -> list[str]:
-    """What each sound is called on a sheet: its class, if it has one."""
-    return [""] * n if label is None else [names[i] for i in np.asarray(label)]
+def captions(names: tuple[str, ...], label: jax.Array | np.ndarray | None, n: int) -> list[str]:
+    """What each sound is called on a sheet and in file names: its class, if it has one, fit for both."""
+    if label is None:
+        return [""] * n
+    clean = [name.encode("utf-8", "backslashreplace").decode().replace("/", "_")[:48] for name in names]
+    return [clean[i] if clean[i].isprintable() else ascii(clean[i])[1:-1] for i in np.asarray(label)]
 
 
 def write(out: Path, waves: np.ndarray, sample_rate: int, titles: list[str], prefix: str = "") -> np.ndarray:
     """One WAV file per sound, and one sheet of their spectrograms, which it returns [height, width, 3]."""
     for i, (title, wave) in enumerate(zip(titles, waves, strict=True)):
-        stem = "-".join(part for part in (prefix, f"{i:03d}", title.replace("/", "_")) if part)
+        stem = "-".join(part for part in (prefix, f"{i:03d}", title) if part)
         audio.write(out / f"{stem}.wav", wave, sample_rate)
     return draw(waves, sample_rate, titles, out / f"{prefix or 'sheet'}.png")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxaudio.core import InputError, Morphs
+from jaxaudio.runtime.command import check_seed
 from jaxaudio.runtime.folder import Trained
 from jaxaudio.tasks.generate import labels, write
 
@@ -30,6 +31,8 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> None:
     seeds = options.seeds.split(",")
     if len(seeds) < 2 or not all(each.strip().isdecimal() for each in seeds) or options.steps < 2:
         raise InputError(f"seeds is {options.seeds!r} and steps {options.steps}: give two seeds as 3,4 and two steps")
+    for each in seeds:
+        check_seed(int(each))
     model = trained.model
     ends = [model.latents(jax.random.key(int(each)), 1) for each in seeds]
     fractions = jnp.linspace(0.0, 1.0, options.steps)[:, None]

@@ -169,12 +169,26 @@ def test_the_label_changes_the_sound_and_its_score():
         model.render({"generator": params["generator"], "statistics": {}}, latent, None)
 
 
+def test_bfloat16_computes_nearly_what_float32_computes():
+    low, params, key = dataclasses.replace(TINY, dtype="bfloat16"), networks(TINY), jax.random.key(0)
+    given = {"generator": params["generator"], "statistics": {}}
+    latent, wave = TINY.latents(key, 4), clips(TINY, 4)
+    sounds = [model.render(given, latent, None) for model in (low, TINY)]
+    scores = [model.score(params["critic"], wave, jnp.zeros(4, int), key, Shard()) for model in (low, TINY)]
+    assert {x.dtype for x in (*sounds, *scores)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(*sounds, atol=0.05)
+    np.testing.assert_allclose(*scores, atol=0.05 * float(jnp.max(jnp.abs(scores[1]))) + 0.01)
+    assert float(jnp.max(jnp.abs(sounds[0] - sounds[1]))) > 0, "it did compute in another precision"
+
+
 def test_the_averaged_weights_follow_slowly_and_are_what_is_sampled_from():
     model = dataclasses.replace(TINY, n_critic=1)
     devices = Devices("jit", 1)
     state = jax.jit(lambda: model.init(jax.random.key(0), {}), out_shardings=devices.replicated)()
     before, step = jax.device_get(state.extra["average"]), devices.compile(model)
     batch = devices.shard(Batch(np.asarray(clips(model, 8)), np.zeros(8, np.int32)))
+    program = step.lower(state, batch, jax.random.key(0), None).compile().as_text()
+    assert "rhs_reversal" not in program, "a convolution of the step is in XLA's slow form: see tests/nn/test_conv.py"
     for i in range(3):
         expected = before
         state, _ = step(state, batch, jax.random.key(i), None)

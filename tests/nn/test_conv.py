@@ -18,6 +18,7 @@ CASES = {
     "dilated": ((50,), 3, 4, (3,), (1,), "SAME", (9,), 1),
     "dilated_strided": ((50,), 3, 4, (3,), (2,), ((4, 3),), (5,), 1),
     "grouped": ((64,), 8, 12, (41,), (4,), ((20, 20),), (1,), 4),
+    "depthwise": ((50,), 6, 6, (7,), (2,), ((6, 5),), (3,), 6),
     "image": ((12, 16), 2, 3, (5, 5), (2, 2), "SAME", (1, 1), 1),
     "image_one_way": ((9, 17), 2, 3, (3, 9), (1, 2), ((1, 1), (4, 4)), (1, 1), 1),
 }
@@ -29,6 +30,7 @@ TRANSPOSED = {
     "uncropped": ((9,), 3, 2, (5,), (3,), ((0, 0),)),
     "beyond_its_end": ((9,), 3, 2, (4,), (3,), ((1, -2),)),
     "image": ((4, 6), 3, 2, (5, 5), (2, 2), "SAME"),
+    "grouped": ((9,), 6, 4, (8,), (4,), ((2, 2),), 2),
 }
 
 
@@ -67,11 +69,11 @@ def test_phase_form_computes_what_lax_computes_and_so_do_its_derivatives(case, f
 
 @pytest.mark.parametrize("case", TRANSPOSED)
 def test_transposed_phase_form_computes_what_lax_computes_and_so_do_its_derivatives(case, float64):
-    space, into, out, taps, stride, padding = TRANSPOSED[case]
-    x, w = arrays(space, into, out, taps)
+    space, into, out, taps, stride, padding, *groups = TRANSPOSED[case]
+    x, w = arrays(space, into, out, taps, *groups)
     padding = C.crops(padding, w, stride)
     forms = [
-        jax.jit(lambda x, w, f=f: derivatives(lambda x, w: f(x, w, stride, padding), x, w))
+        jax.jit(lambda x, w, f=f: derivatives(lambda x, w: f(x, w, stride, padding, *(groups or [1])), x, w))
         for f in (C.conv_transpose_phase, C.conv_transpose_direct)
     ]
     for phase, direct in zip(*(f(x, w) for f in forms), strict=True):
@@ -109,10 +111,17 @@ def test_convolutions_equal_pytorchs():
         groups=4,
     )
     np.testing.assert_allclose(ours, theirs.mT, rtol=1e-4, atol=1e-4)
-    x, w = arrays((16,), 6, 5, (16,), dtype=np.float32)
-    ours = C.conv_transpose(x, w, (8,), 4)
+
+
+@pytest.mark.parametrize(("groups", "dilation", "padding"), [(1, 1, 4), (2, 1, 4), (1, 2, 3), (2, 3, 0)])
+def test_transposed_convolutions_equal_pytorchs(groups, dilation, padding):
+    torch = pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
+    x, w = arrays((16,), 6, 4, (16,), groups, np.float32)
+    ours = C.conv_transpose(x, w, (8,), padding, (dilation,), groups)
+    blocks = torch.tensor(np.array(w)).chunk(groups, -1)  # PyTorch's kernel is [in, out / groups, taps]
+    kernel = torch.cat([block.permute(1, 2, 0) for block in blocks])
     theirs = torch.nn.functional.conv_transpose1d(
-        torch.tensor(np.array(x)).mT, torch.tensor(np.array(w)).permute(1, 2, 0), stride=8, padding=4
+        torch.tensor(np.array(x)).mT, kernel, stride=8, padding=padding, dilation=dilation, groups=groups
     )
     np.testing.assert_allclose(ours, theirs.mT, rtol=1e-4, atol=1e-4)
 
@@ -162,3 +171,24 @@ def test_no_convolution_of_the_compiled_penalty_step_is_turned_round(case):
     assert "rhs_reversal" not in compiled(C.conv_phase)
     if case in ("valid", "wide_padding"):
         assert "rhs_reversal" in compiled(C.conv_direct), "the textbook form has the fault that this test looks for"
+
+
+@pytest.mark.parametrize("case", ["wavegan_inner", "wavegan_last", "uncropped"])
+def test_no_transposed_convolution_of_the_compiled_gradients_is_turned_round(case):
+    space, into, out, taps, stride, padding = TRANSPOSED[case]
+    x, w = arrays(space, into, out, taps, dtype=np.float32)
+    padding = C.crops(padding, w, stride)
+    step = jax.jit(lambda x, w: derivatives(lambda x, w: C.conv_transpose_phase(x, w, stride, padding, 1), x, w))
+    assert "rhs_reversal" not in step.lower(x, w).compile().as_text()
+
+
+def test_the_table_of_forms_is_what_the_layers_go_by(monkeypatch):
+    x, w = arrays((16,), 4, 4, (8,), dtype=np.float32)
+    for name, stride, groups in (("plain", 1, 1), ("strided", 4, 1), ("grouped", 4, 2)):
+        monkeypatch.setattr(C, "FORMS", {"cpu": {name: "phase"}})
+        kernel = w[:, : 4 // groups]
+        traced = str(jax.make_jaxpr(lambda x, w, s=stride, g=groups: C.conv(x, w, (s,), "SAME", (1,), g))(x, kernel))
+        monkeypatch.setattr(C, "FORMS", {})
+        direct = str(jax.make_jaxpr(lambda x, w, s=stride, g=groups: C.conv(x, w, (s,), "SAME", (1,), g))(x, kernel))
+        assert traced != direct, name
+        assert direct.count("conv_general_dilated[") == 1

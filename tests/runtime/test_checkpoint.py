@@ -42,7 +42,7 @@ def test_a_checkpoint_of_another_shape_is_refused_in_one_line(tmp_path):
     saved = Checkpoints(tmp_path / "c", 2, "score")
     saved.save(1, state(1), None)
     saved.wait()
-    with pytest.raises(InputError, match="does not hold this model's state") as error:
+    with pytest.raises(InputError, match="is damaged or of another model") as error:
         Checkpoints(tmp_path / "c", 2, "score").latest(like(5))
     assert "\n" not in str(error.value)
 
