@@ -142,13 +142,13 @@ def same_bits(a, b):
 
 
 def test_it_overfits_one_batch(subject):
-    """The criterion on the batch that it is shown again and again falls by a third at least."""
+    """The criterion on the batch that it is shown again and again falls by a fifth at least."""
     examine = jax.jit(subject.model.evaluate)
     score = lambda state: float(jnp.mean(examine(state, subject.batch(0), jax.random.key(2))[subject.model.criterion]))
     state = subject.init()
     before = score(state)
     state, _ = subject.run(subject.step, subject.devices, state, 0, 600, fixed=True)
-    assert score(state) < before * 2 / 3
+    assert score(state) < 0.8 * before
 
 
 def test_evaluation_gives_one_number_per_example_and_the_criterion(subject):
