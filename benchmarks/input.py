@@ -83,9 +83,8 @@ def main() -> None:
     with OtherLoad() as other, tempfile.TemporaryDirectory() as root:
         for channels, name in ((1, "mono"), (2, "stereo")):
             pack, (one, every) = packing(channels, options.files, Path(root))
-            print(
-                f"packing 48 kHz {name:6} WAV to 16 kHz  {one:.0f} s of audio per second on one core, {every:.0f} on all"
-            )
+            rates = f"{one:.0f} s of audio per second on one core, {every:.0f} on all"
+            print(f"packing 48 kHz {name:6} WAV to 16 kHz  {rates}")
         plan_ms, gather_ms = batches(pack)
         print(f"{CROPS} crops of 16384 samples           {plan_ms:.2f} ms to plan, {gather_ms:.2f} ms to gather")
     print(f"other load                          {other.cores:.2f} cores")
