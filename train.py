@@ -104,9 +104,15 @@ def train(run: Run) -> int:
             log.drain()
         except Diverged as reason:
             ending = str(reason)
+        except OSError as problem:
+            raise InputError(
+                f"{run.out} can't be written ({problem.strerror}): make room; the same command continues"
+            ) from problem
+        finally:
+            saved.wait()  # a save that is under way comes to its end, whatever ended the loop
         if ending and kept < int(state.step):
             saved.save(int(state.step), state, None)
-        saved.wait()
+            saved.wait()
     log.close()
     lock.close()
     if ending:

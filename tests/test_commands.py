@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -101,6 +102,25 @@ def test_a_folder_is_trained_on_and_what_cannot_be_used_is_named(folder_of_sound
     rejected = dict(list(csv.reader((tmp_path / "run" / "rejected.csv").read_text().splitlines()))[1:])
     assert set(rejected) == {"a/short.wav", "b/text.wav"}
     assert "1/16 of a segment" in rejected["a/short.wav"]
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_when_there_is_room(tmp_path):
+    words = [sys.executable, REPOSITORY / "train.py", "wavegan:tiny", "--out", tmp_path / "run", "--steps", 200]
+    words = [str(word) for word in (*words, "--eval-every", 25, "--log-every", 25)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    full = subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000)),
+    )
+    assert full.returncode == 2, full.stderr
+    assert full.stderr.count("\n") == 1, full.stderr
+    assert "make room" in full.stderr
+    room = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert room.returncode == 0, room.stderr
+    assert "continues at step" in room.stdout
 
 
 def test_killed_and_stopped_runs_end_in_the_state_of_one_that_was_not(tmp_path):

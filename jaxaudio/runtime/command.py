@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,13 @@ def prepare(cache: Path, deterministic: bool = False) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    threading.excepthook = _of_a_thread
+
+
+def _of_a_thread(happened: threading.ExceptHookArgs) -> None:
+    """Whoever waits for a thread that writes reports its failure, in one line."""
+    if not isinstance(happened.exc_value, OSError):
+        threading.__excepthook__(happened)
 
 
 def check_seed(seed: int) -> None:
