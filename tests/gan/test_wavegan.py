@@ -199,6 +199,14 @@ def test_the_averaged_weights_follow_slowly_and_are_what_is_sampled_from():
         before = jax.device_get(state.extra["average"])
     assert model.weights(state)["generator"] is state.extra["average"]
 
+    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params["critic"])
+    state = state._replace(params={**state.params, "critic": devices.replicate(broken)})
+    kept = jax.device_get((state.params["generator"], state.opt["generator"], state.extra))
+    state, metrics = step(state, batch, jax.random.key(9), None)
+    assert metrics["generator/skipped"] == 1
+    now = jax.device_get((state.params["generator"], state.opt["generator"], state.extra))
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(now), strict=True))
+
 
 @pytest.mark.parametrize(
     ("fields", "message"),
