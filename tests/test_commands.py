@@ -105,20 +105,26 @@ def test_a_folder_is_trained_on_and_what_cannot_be_used_is_named(folder_of_sound
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_when_there_is_room(tmp_path):
-    words = [sys.executable, REPOSITORY / "train.py", "wavegan:tiny", "--out", tmp_path / "run", "--steps", 200]
-    words = [str(word) for word in (*words, "--eval-every", 25, "--log-every", 25)]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    full = subprocess.run(
-        words,
-        capture_output=True,
-        text=True,
-        env=environment,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000)),
-    )
-    assert full.returncode == 2, full.stderr
-    assert full.stderr.count("\n") == 1, full.stderr
-    assert "make room" in full.stderr
-    room = subprocess.run(words, capture_output=True, text=True, env=environment)
+    """First it is TensorBoard's events that do not fit, then a checkpoint."""
+
+    def train_within(limit, out, *every):
+        words = [sys.executable, REPOSITORY / "train.py", "wavegan:tiny", "--out", tmp_path / out, "--steps", 200]
+        return subprocess.run(
+            [str(word) for word in (*words, "--log-every", 25, *every)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)),
+        )
+
+    full = train_within(600_000, "run", "--eval-every", 25)
+    room = train_within(resource.RLIM_INFINITY, "run", "--eval-every", 25)
+    unsaved = train_within(60_000, "other", "--save-every", 25)
+    for failed, message in ((full, "events can't be written"), (unsaved, "saving to")):
+        assert failed.returncode == 2, failed.stderr
+        assert failed.stderr.count("\n") == 1, failed.stderr
+        assert message in failed.stderr
+        assert "make room" in failed.stderr
     assert room.returncode == 0, room.stderr
     assert "continues at step" in room.stdout
 

@@ -23,12 +23,19 @@ def prepare(cache: Path, deterministic: bool = False) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     threading.excepthook = _of_a_thread
+    sys.unraisablehook = _unless_after_a_failed_save
 
 
 def _of_a_thread(happened: threading.ExceptHookArgs) -> None:
     """Whoever waits for a thread that writes reports its failure, in one line."""
     if not isinstance(happened.exc_value, OSError):
         threading.__excepthook__(happened)
+
+
+def _unless_after_a_failed_save(happened) -> None:
+    """After a failed save tensorstore's threads each report to an event loop that orbax has closed."""
+    if "Event loop is closed" not in str(happened.exc_value):
+        sys.__unraisablehook__(happened)
 
 
 def check_seed(seed: int) -> None:
