@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -23,7 +24,7 @@ def prepare(cache: Path, deterministic: bool = False) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     threading.excepthook = _of_a_thread
-    sys.unraisablehook = _unless_after_a_failed_save
+    sys.unraisablehook = partial(_unless_after_a_failed_save, sys.unraisablehook)
 
 
 def _of_a_thread(happened: threading.ExceptHookArgs) -> None:
@@ -32,10 +33,10 @@ def _of_a_thread(happened: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(happened)
 
 
-def _unless_after_a_failed_save(happened) -> None:
+def _unless_after_a_failed_save(report, happened) -> None:
     """After a failed save tensorstore's threads each report to an event loop that orbax has closed."""
     if "Event loop is closed" not in str(happened.exc_value):
-        sys.__unraisablehook__(happened)
+        report(happened)
 
 
 def check_seed(seed: int) -> None:

@@ -30,8 +30,10 @@ def claim(folder: Path, model: Model, run: Mapping[str, Any]) -> Any:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as taken:
-        lock.seek(0)
-        raise InputError(f"{folder} is in use by process {lock.read().strip()}: wait for it, or {OTHER}") from taken
+        with lock:
+            lock.seek(0)
+            holder = lock.read().strip()
+        raise InputError(f"{folder} is in use by process {holder}: wait for it, or {OTHER}") from taken
     lock.truncate(0)
     lock.write(str(os.getpid()))
     lock.flush()
@@ -42,6 +44,7 @@ def claim(folder: Path, model: Model, run: Mapping[str, Any]) -> Any:
         here = json.loads(json.dumps(here)) | {"seed": run["seed"], "data": run["data"]["fingerprint"]}
         differing = [k for k in sorted(there | here) if there.get(k) != here.get(k)]
         if differing:
+            lock.close()
             each = "; ".join(f"{k} is {there.get(k)} there and {here.get(k)} here" for k in differing)
             raise InputError(f"{folder} holds another run: {each}; {OTHER}")
     _write(folder / "run.json", {**run, "command": sys.argv, "versions": versions(), "git": revision()})
