@@ -18,7 +18,8 @@ class Checkpoints:
     """The folder of a run's checkpoints: the `keep` latest and the best by `criterion` (smaller is better)."""
 
     def __init__(self, folder: Path, keep: int, criterion: str, read_only: bool = False):
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what goes wrong is raised, in one line
+        for name in ("absl", "asyncio"):  # what goes wrong is raised, in one line
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
         def score(metrics: Mapping[str, float]) -> float:
             return metrics.get(criterion, math.inf)
