@@ -1,7 +1,7 @@
 """The convolutions of the papers in each form, against PyTorch: python -m benchmarks.conv [--only NAME] [--json FILE]
 
-Forward and backward (both gradients) of every layer, in milliseconds. `FORMS` of jaxaudio/nn/conv.py is filled from the
-columns "kind" and "faster" of this table.
+The three maps of every layer (forward, backward, kernel: jaxaudio/nn/conv.py) in both forms, in milliseconds: `FORMS`
+is filled from them. Then forward and both gradients as the layers compute them, beside PyTorch's.
 """
 
 import os
@@ -13,6 +13,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +51,9 @@ LAYERS = {
     "wavegan generator 4": Layer(16, (1024,), 32, 16, (25,), (4,), transposed=True),
     "wavegan generator 5": Layer(16, (4096,), 16, 1, (25,), (4,), transposed=True),
     "specgan critic 2": Layer(16, (64, 64), 16, 32, (5, 5), (2, 2)),
+    "specgan critic 1": Layer(16, (128, 128), 1, 16, (5, 5), (2, 2)),
+    "specgan critic 3": Layer(16, (32, 32), 32, 64, (5, 5), (2, 2)),
+    "specgan critic 5": Layer(16, (8, 8), 128, 256, (5, 5), (2, 2)),
     "specgan generator 3": Layer(16, (16, 16), 64, 32, (5, 5), (2, 2), transposed=True),
     "hifigan first": Layer(8, (32,), 80, 512, (7,), (1,), 3),
     "hifigan up 8": Layer(8, (32,), 512, 256, (16,), (8,), 4, transposed=True),
@@ -66,6 +70,8 @@ LAYERS = {
     "wide padding": Layer(8, (1024,), 64, 64, (7,), (1,), 10),
 }
 
+FORMS, MAPS = ("direct", "phase"), ("forward", "backward", "kernel")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
@@ -78,29 +84,47 @@ class Options:
 
 
 def contestants(layer: Layer) -> dict[str, Callable[[], object]]:
-    """Forward and backward of the layer, in each form and in PyTorch if it is there."""
+    """Every map in each form as "forward direct" and so on; "chosen", all of it by `FORMS`; PyTorch if it is there."""
     rng, axes = np.random.default_rng(0), len(layer.space)
     x = rng.standard_normal((layer.batch, *layer.space, layer.into)).astype(np.float32)
     w = rng.standard_normal((*layer.taps, layer.into // layer.groups, layer.out)).astype(np.float32) * 0.05
     dilation = layer.dilation * axes if len(layer.dilation) == 1 else layer.dilation
     device = jax.device_put((x, w))
     if layer.transposed:
-        padding = conv.crops(layer.padding, device[1], layer.stride)
-        forms = {"direct": conv.conv_transpose_direct, "phase": conv.conv_transpose_phase}
-        arguments = (layer.stride, padding, layer.groups)
+        padding = conv.crops(layer.padding, layer.taps, layer.stride)
+        apply = lambda x, w: conv.conv_transpose(x, w, layer.stride, padding, dilation, layer.groups)
     else:
         padding = conv.pairs(layer.padding, *device, layer.stride, dilation)
-        forms = {"direct": conv.conv_direct, "phase": conv.conv_phase}
-        arguments = (layer.stride, padding, dilation, layer.groups)
-    found = {}
-    for name, form in forms.items():
-        loss = lambda x, w, form=form: jnp.sum(form(x, w, *arguments) ** 2)
-        gradients = jax.jit(jax.grad(loss, (0, 1)))
-        found[name] = lambda gradients=gradients: jax.block_until_ready(gradients(*device))
+        apply = lambda x, w: conv.conv(x, w, layer.stride, padding, dilation, layer.groups)
+    found = maps(layer, padding, dilation, apply, *device)
+    gradients = jax.jit(jax.grad(lambda x, w: jnp.sum(apply(x, w) ** 2), (0, 1)))
+    found["chosen"] = lambda: jax.block_until_ready(gradients(*device))
     try:
         found["torch"] = in_torch(layer, padding, dilation, x, w)
     except ImportError:
         print("PyTorch is not installed (the extra `compare`): its column is left out", file=sys.stderr)
+    return found
+
+
+def maps(layer: Layer, padding, dilation, apply, x, w) -> dict[str, Callable[[], object]]:
+    """Each map of the layer in each form, compiled while the table says so."""
+    y = apply(x, w)
+    if layer.transposed:  # the backward map of a convolution from y to x
+        x, y, w = y, x, conv.turned(w, layer.groups)
+    sizes = x.shape[1:-1], x.shape[-1]
+    shape = conv.Geometry(*sizes, layer.taps, layer.stride, tuple(padding), dilation, layer.groups)
+    calls = {
+        "forward": (conv.forward, (x, w)),
+        "backward": (conv.backward, (y, w)),
+        "kernel": (conv.kernel_map, (x, y)),
+    }
+    found, kept = {}, conv.FORMS
+    for name, (function, arguments) in calls.items():
+        for form in FORMS:
+            conv.FORMS = {jax.default_backend(): {shape.kind: {name: form}}}
+            program = jax.jit(partial(function, shape)).lower(*arguments).compile()
+            found[f"{name} {form}"] = lambda p=program, a=arguments: jax.block_until_ready(p(*a))
+    conv.FORMS = kept
     return found
 
 
@@ -138,35 +162,27 @@ def main(arguments: list[str]) -> None:
     chosen = {name: layer for name, layer in LAYERS.items() if options.only in name}
     if not chosen:
         raise InputError(f"no layer's name holds {options.only!r}: there are {', '.join(LAYERS)}")
-    print(f"{jax.devices()[0].device_kind}; forward and backward, ms; GFLOP/s of the phase form, textbook operations")
-    print(
-        f"{'layer':32} {'kind':10} {'direct':>9} {'phase':>9} {'torch':>9} {'faster':>8} {'GFLOP/s':>8} "
-        f"{'torch / it':>10}"
-    )
+    columns = "".join(f"{name + ' d / p':>17}" for name in MAPS)
+    print(f"{jax.devices()[0].device_kind}; ms; d: textbook form, p: phase form; GFLOP/s by textbook operations")
+    print(f"{'layer':32} {'kind':10}{columns} {'all, chosen':>12} {'torch':>8} {'torch / it':>10} {'GFLOP/s':>8}")
     with OtherLoad() as other:
         limit = 2 * 2048**3 / np.median(alternate({"m": matmul()}, 5, 0.3)["m"]) / 1e9
         for name, layer in chosen.items():
             times = alternate(contestants(layer), options.windows, options.seconds)
             middle = {form: float(np.median(values)) * 1e3 for form, values in times.items()}
-            best = min(("direct", "phase"), key=middle.get)
             frames = math.prod(layer.space) / (1 if layer.transposed else math.prod(layer.stride))
             operations = 6 * layer.batch * frames * math.prod(layer.taps) * layer.into * layer.out / layer.groups
-            kind = "transposed" if layer.transposed else conv.kind(layer.stride, layer.groups)
+            signal = layer.out if layer.transposed else layer.into
+            kind = conv.Geometry((), signal, layer.taps, layer.stride, (), (), layer.groups).kind
+            cells = "".join(f"{middle[f'{m} direct']:9.2f} /{middle[f'{m} phase']:6.2f}" for m in MAPS)
             torch_ms = middle.get("torch", float("nan"))
             print(
-                f"{name:32} {kind:10} {middle['direct']:9.2f} {middle['phase']:9.2f} {torch_ms:9.2f} {best:>8} "
-                f"{operations / middle['phase'] / 1e6:8.0f} {torch_ms / middle[best]:10.2f}",
+                f"{name:32} {kind:10}{cells} {middle['chosen']:12.2f} {torch_ms:8.2f} "
+                f"{torch_ms / middle['chosen']:10.2f} {operations / middle['chosen'] / 1e6:8.0f}",
                 flush=True,
             )
             if options.json:
-                row = {
-                    "layer": name,
-                    "kind": kind,
-                    **layer._asdict(),
-                    "ms": middle,
-                    "faster": best,
-                    "versions": versions(),
-                }
+                row = {"layer": name, "kind": kind, **layer._asdict(), "ms": middle, "versions": versions()}
                 with open(options.json, "a") as file:
                     file.write(json.dumps(row) + "\n")
     print(f"a matrix product runs at {limit:.0f} GFLOP/s here; other load {other.cores:.2f} cores")

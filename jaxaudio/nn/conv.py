@@ -1,26 +1,31 @@
 """Convolution and transposed convolution over time (or time and frequency), exact in every form, fast where it runs.
 
-The textbook forms are 7 times slower than need be on XLA's CPU backend wherever a stride, a transposition or a few
-channels are involved, and up to 60 times in a gradient's gradient. The *phase form* computes the same numbers as one
-stride-1 convolution: a stride s folds s neighbouring frames of the signal into channels, a transposed convolution
-makes s frames as channels and unfolds them, and a layer of few channels folds more (`blocks`). `FORMS` says which form
-is used where; `python -m benchmarks.conv` measures it.
+A convolution is linear in its signal and in its kernel, so it has two adjoints: the *backward* map (a transposed
+convolution) and the *kernel* map (the gradient of the weights). The three are closed under differentiation: each one's
+derivatives are the other two, however often a penalty differentiates. So each is computed in a form of its own. The
+textbook forms lose 2 to 60 times on XLA's CPU backend, the backward map above all. The *phase form* computes the same
+numbers as one stride-1 convolution: a stride s folds s neighbouring frames of the signal into channels, a transposed
+convolution makes s frames as channels and unfolds them, and a layer of few channels folds more (`blocks`). `FORMS`
+says which form is used where; `python -m benchmarks.conv` measures it.
 
 Parameters are canonical whatever the form. A convolution's kernel is [*taps, in / groups, out]:
     y[t] = sum_k x[t * stride + k * dilation - left] kernel[k]
 A transposed convolution's is [*taps, in / groups, out], not flipped:
     y[t * stride + k * dilation - left] += x[t] kernel[k]
+Derivatives are reverse mode, of any order; there is no forward mode.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from jaxaudio.nn.forms import blocks, conv_direct, conv_phase, conv_transpose_direct, conv_transpose_phase
 
 Padding = (
     str | int | Sequence[tuple[int, int]]
@@ -29,41 +34,112 @@ Signal = Float[Array, "batch *space channels"]
 Kernel = Float[Array, "*taps in_channels out_channels"]
 Result = Float[Array, "batch *frames features"]
 
-# The faster form of each kind of layer, as `python -m benchmarks.conv` measured it; "direct" where nothing is said.
-FORMS: Mapping[str, Mapping[str, str]] = {
-    "cpu": {"plain": "phase", "strided": "phase", "grouped": "phase", "transposed": "phase"},
+# The faster form of each map for each kind of layer, as `python -m benchmarks.conv` measured it; "direct" where nothing
+# is said. Stride-1 layers are in the phase form for the padding's sake: see `_unit`.
+FORMS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
+    "cpu": {
+        "plain": {"forward": "phase", "backward": "phase", "kernel": "phase"},
+        "narrow": {"forward": "phase", "backward": "phase", "kernel": "phase"},
+        "strided": {"backward": "phase"},
+        "grouped": {"forward": "phase", "backward": "phase", "kernel": "phase"},
+    },
     "gpu": {},
     "tpu": {},
 }
 
-BLOCK_CHANNELS = 16  # a folded signal of fewer channels than this is folded further: see `blocks`
+
+class Geometry(NamedTuple):
+    """A convolution without its numbers. A transposed convolution is the backward map of one."""
+
+    space: tuple[int, ...]  # of the convolution's input
+    channels: int  # of it
+    taps: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @property
+    def kind(self) -> str:
+        """The row of `FORMS` that it belongs to."""
+        if self.groups > 1:
+            return "grouped"
+        if blocks(math.prod(self.stride) * self.channels) > 1:
+            return "narrow"
+        return "strided" if max(self.stride) > 1 else "plain"
+
+    def form(self, name: str) -> str:
+        """The form of one of its maps on this platform."""
+        return FORMS.get(jax.default_backend(), {}).get(self.kind, {}).get(name, "direct")
 
 
 def conv(
     x: Signal, kernel: Kernel, stride: Sequence[int], padding: Padding, dilation: Sequence[int], groups: int = 1
 ) -> Result:
-    """Convolution, in the form that is faster here."""
-    form = {"direct": conv_direct, "phase": conv_phase}[chosen(kind(stride, groups))]
-    return form(x, kernel, tuple(stride), pairs(padding, x, kernel, stride, dilation), tuple(dilation), groups)
+    """Convolution."""
+    edges = tuple(map(tuple, pairs(padding, x, kernel, stride, dilation)))
+    return forward(Geometry(*_sizes(x), kernel.shape[:-2], tuple(stride), edges, tuple(dilation), groups), x, kernel)
 
 
 def conv_transpose(
     x: Signal, kernel: Kernel, stride: Sequence[int], padding: Padding, dilation: Sequence[int] = (1,), groups: int = 1
 ) -> Result:
-    """Transposed convolution, in the form that is faster here; output (T - 1) * stride + span - left - right."""
-    form = {"direct": conv_transpose_direct, "phase": conv_transpose_phase}[chosen("transposed")]
-    kernel = _dilate(kernel, _each(dilation, stride))
-    return form(x, kernel, tuple(stride), crops(padding, kernel, stride), groups)
+    """Transposed convolution; output (T - 1) * stride + span - left - right."""
+    dilation, taps = _each(dilation, stride), kernel.shape[:-2]
+    spans = [d * (k - 1) + 1 for k, d in zip(taps, dilation, strict=True)]
+    edges = tuple(map(tuple, crops(padding, spans, stride)))
+    sizes = zip(x.shape[1:-1], spans, stride, edges, strict=True)
+    space = tuple((n - 1) * s + span - left - right for n, span, s, (left, right) in sizes)
+    shape = Geometry(space, kernel.shape[-1], taps, tuple(stride), edges, dilation, groups)
+    return backward(shape, x, turned(kernel, groups))
 
 
-def kind(stride: Sequence[int], groups: int) -> str:
-    """The row of `FORMS` that a convolution belongs to."""
-    return "grouped" if groups > 1 else "strided" if max(stride) > 1 else "plain"
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def forward(shape: Geometry, x: Signal, kernel: Kernel) -> Result:
+    """The convolution."""
+    form = {"direct": conv_direct, "phase": conv_phase}[shape.form("forward")]
+    return form(x, kernel, shape.stride, shape.padding, shape.dilation, shape.groups)
 
 
-def chosen(kind: str) -> str:
-    """The form for this kind of layer on this platform."""
-    return FORMS.get(jax.default_backend(), {}).get(kind, "direct")
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def backward(shape: Geometry, y: Result, kernel: Kernel) -> Signal:
+    """The adjoint of `forward` in its signal: [batch, *frames, out] -> [batch, *space, in]."""
+    form = {"direct": conv_transpose_direct, "phase": conv_transpose_phase}[shape.form("backward")]
+    spans = [d * (k - 1) + 1 for k, d in zip(shape.taps, shape.dilation, strict=True)]
+    sizes = zip(y.shape[1:-1], shape.space, spans, shape.stride, shape.padding, strict=True)
+    edges = tuple((left, (frames - 1) * s + span - left - n) for frames, n, span, s, (left, _) in sizes)
+    return form(y, turned(kernel, shape.groups), shape.stride, edges, shape.dilation, shape.groups)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def kernel_map(shape: Geometry, x: Signal, y: Result) -> Kernel:
+    """The adjoint of `forward` in its kernel: what the gradient of the weights is."""
+    form = {"direct": conv_direct, "phase": conv_phase}[shape.form("kernel")]
+    like = jax.ShapeDtypeStruct((*shape.taps, x.shape[-1] // shape.groups, y.shape[-1]), x.dtype)
+    apply = lambda kernel: form(x, kernel, shape.stride, shape.padding, shape.dilation, shape.groups)
+    return jax.linear_transpose(apply, like)(y)[0]
+
+
+forward.defvjp(
+    lambda shape, x, kernel: (forward(shape, x, kernel), (x, kernel)),
+    lambda shape, kept, slope: (backward(shape, slope, kept[1]), kernel_map(shape, kept[0], slope)),
+)
+backward.defvjp(
+    lambda shape, y, kernel: (backward(shape, y, kernel), (y, kernel)),
+    lambda shape, kept, slope: (forward(shape, slope, kept[1]), kernel_map(shape, slope, kept[0])),
+)
+kernel_map.defvjp(
+    lambda shape, x, y: (kernel_map(shape, x, y), (x, y)),
+    lambda shape, kept, slope: (backward(shape, kept[1], slope), forward(shape, kept[0], slope)),
+)
+
+
+def turned(kernel: Kernel, groups: int) -> Float[Array, "*taps in_turned out_turned"]:
+    """The kernel with its two ends exchanged: [*taps, in / groups, out] -> [*taps, out / groups, in]."""
+    *taps, into, out = kernel.shape
+    axes = len(taps)
+    parted = kernel.reshape(*taps, into, groups, out // groups)
+    return parted.transpose(*range(axes), axes + 2, axes + 1, axes).reshape(*taps, out // groups, groups * into)
 
 
 class Conv(nn.Module):
@@ -131,6 +207,10 @@ def biased(module: nn.Module, y: Signal) -> Signal:
     return y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
 
 
+def _sizes(x: Signal) -> tuple[tuple[int, ...], int]:
+    return x.shape[1:-1], x.shape[-1]
+
+
 def _each(value: Sequence[int], taps: Sequence[int]) -> tuple[int, ...]:
     return tuple(value) * len(taps) if len(value) == 1 else tuple(value)
 
@@ -149,215 +229,11 @@ def pairs(
     return tuple((total // 2, total - total // 2) for total in totals)
 
 
-def crops(padding: Padding, kernel: Kernel, stride: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def crops(padding: Padding, spans: Sequence[int], stride: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """(left, right) to cut from the full output, per axis. SAME leaves T * stride, as TensorFlow does."""
     if isinstance(padding, int):
         return tuple((padding, padding) for _ in stride)
     if padding != "SAME":
         return tuple(padding)
-    totals = [k - s for k, s in zip(kernel.shape, stride, strict=False)]
+    totals = [span - s for span, s in zip(spans, stride, strict=True)]
     return tuple((total // 2, total - total // 2) for total in totals)
-
-
-# ---------------------------------------------------------------------------------------------- the textbook forms
-
-
-def _numbers(axes: int) -> tuple[str, str, str]:
-    space = "DHW"[-axes:]
-    return f"N{space}C", f"{space}IO", f"N{space}C"
-
-
-def conv_direct(x, kernel, stride, padding, dilation, groups):
-    """`lax.conv_general_dilated` as it stands."""
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        stride,
-        padding,
-        rhs_dilation=dilation,
-        dimension_numbers=_numbers(len(stride)),
-        feature_group_count=groups,
-    )
-
-
-def conv_transpose_direct(x, kernel, stride, padding, groups):
-    """The gradient of a convolution with respect to its input, as `lax.conv_transpose` writes it."""
-    taps = kernel.shape[:-2]
-    padding = [(k - 1 - left, k - 1 - right) for k, (left, right) in zip(taps, padding, strict=True)]
-    return jax.lax.conv_general_dilated(
-        x,
-        jnp.flip(kernel, range(len(taps))),
-        [1] * len(taps),
-        padding,
-        lhs_dilation=stride,
-        dimension_numbers=_numbers(len(taps)),
-        feature_group_count=groups,
-    )
-
-
-# ---------------------------------------------------------------------------------------------- the phase forms
-
-
-def blocks(channels: int) -> int:
-    """How many output frames one folded frame makes: more than one where the signal has few channels."""
-    return max(1, BLOCK_CHANNELS // channels)
-
-
-def conv_phase(x, kernel, stride, padding, dilation, groups):
-    """The same as `conv_direct`: stride-many frames, or a block of strides, become the channels of one frame."""
-    if groups == x.shape[-1] == kernel.shape[-1]:
-        return _depthwise(x, kernel, stride, padding, dilation)
-    if groups > 1:
-        return _by_group(lambda x, kernel: conv_phase(x, kernel, stride, padding, dilation, 1), x, kernel, groups)
-    axes = len(stride)
-    if max(stride) > 1 and max(dilation) > 1:
-        kernel, dilation = _dilate(kernel, dilation), (1,) * axes
-    spans = [d * (k - 1) + 1 for k, d in zip(kernel.shape, dilation, strict=False)]
-    lengths = [(n + a + b - w) // s + 1 for n, (a, b), w, s in zip(x.shape[1:-1], padding, spans, stride, strict=True)]
-    if max(dilation) > 1:
-        return _unit(x, kernel, [left for left, _ in padding], lengths, dilation)
-
-    many = [1] * (axes - 1) + [blocks(math.prod(stride) * x.shape[-1])]
-    folds = [s * u for s, u in zip(stride, many, strict=True)]
-    outside, lefts, shifts = _aligned(kernel, stride, padding, many, folds)
-    x = _pad(x, [(0, 0, 0), *((n, 0, 0) for n in outside), (0, 0, 0)])
-    kernel = _banks(kernel, shifts, stride, many, folds)  # [R.., fold.., block.., in, out]
-    kernel = _merge(kernel, axes, folds, many)
-    y = _unit(_fold(x, folds), kernel, lefts, [-(-n // u) for n, u in zip(lengths, many, strict=True)], (1,) * axes)
-    return _crop(_unfold(y, many), lengths)
-
-
-def conv_transpose_phase(x, kernel, stride, padding, groups):
-    """The same as `conv_transpose_direct`: all frames that one input frame starts are made as channels."""
-    if groups > 1:
-        return _by_group(lambda x, kernel: conv_transpose_phase(x, kernel, stride, padding, 1), x, kernel, groups)
-    axes = len(stride)
-    sizes = zip(x.shape[1:-1], kernel.shape, stride, padding, strict=False)
-    lengths = [(n - 1) * s + k - left - right for n, k, s, (left, right) in sizes]
-    many = [1] * (axes - 1) + [blocks(math.prod(stride) * kernel.shape[-1])]
-    folds = [s * u for s, u in zip(stride, many, strict=True)]
-    outside, lefts, shifts = _aligned(kernel, stride, padding, many, folds)
-    ends = [n + m for n, m in zip(lengths, outside, strict=True)]
-    kernel = _banks(kernel, shifts, stride, many, folds)  # [R.., fold.., block.., in, out]
-    kernel = jnp.flip(kernel, range(axes))
-    order = [*range(axes), *range(2 * axes, 3 * axes), *range(axes, 2 * axes), 3 * axes, 3 * axes + 1]
-    kernel = _merge(kernel.transpose(order), axes, many, folds)  # [R.., block * in, fold * out]
-    lefts = [taps - 1 - m for taps, m in zip(kernel.shape, lefts, strict=False)]
-    y = _unit(_fold(x, many), kernel, lefts, [-(-n // f) for n, f in zip(ends, folds, strict=True)], (1,) * axes)
-    return jax.lax.slice(_unfold(y, folds), [0, *outside, 0], [x.shape[0], *ends, y.shape[-1] // math.prod(folds)])
-
-
-def _aligned(kernel, stride, padding, many, folds):
-    """Per axis how the convolution comes to start at the start of a fold: the kernel gets `shift` zeros in front, and
-    the folded signal is padded by `left`; or, where these zeros would cost a row of taps, the signal itself is moved,
-    by `outside` frames. Three lists."""
-    found = []
-    for taps, s, (left, _), u, fold in zip(kernel.shape, stride, padding, many, folds, strict=False):
-        shift = -left % fold
-        rows, least = (-(-(taps + zeros + (u - 1) * s) // fold) for zeros in (shift, 0))
-        found.append((left, 0, 0) if rows > least and left > 0 else (0, (left + shift) // fold, shift))
-    return zip(*found, strict=True)
-
-
-def _by_group(form, x, kernel, groups):
-    parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
-    return jnp.concatenate([form(a, b) for a, b in parts], -1)
-
-
-def _depthwise(x, kernel, stride, padding, dilation):
-    """A channel of its own kernel each: the sum over taps of the shifted signal."""
-    x = _pad(x, [(0, 0, 0), *((left, right, 0) for left, right in padding), (0, 0, 0)])
-    total = 0.0
-    for tap in itertools.product(*map(range, kernel.shape[:-2])):
-        first = [0, *(k * d for k, d in zip(tap, dilation, strict=True)), 0]
-        spans = [d * (k - 1) for k, d in zip(kernel.shape, dilation, strict=False)]
-        last = [
-            x.shape[0],
-            *(n - w + f for n, w, f in zip(x.shape[1:-1], spans, first[1:-1], strict=True)),
-            x.shape[-1],
-        ]
-        total += jax.lax.slice(x, first, last, [1, *stride, 1]) * kernel[tap].reshape((1,) * (x.ndim - 1) + (-1,))
-    return total
-
-
-def _unit(x, kernel, lefts, lengths, dilation):
-    """Stride-1 convolution that starts `left` before x and makes `length` frames.
-
-    Its padding always sums to the span minus one. With more the weight gradient, with less the gradient's gradient is
-    a convolution whose window is longer than its signal; XLA turns those round, into a form for which its CPU backend
-    has only a loop, 60 times slower. What is left over is padded or cut outside.
-    """
-    spans = [d * (k - 1) for k, d in zip(kernel.shape, dilation, strict=False)]
-    shape, outer, inner = x.shape[1:-1], [], []
-    for n, left, span, length in zip(shape, lefts, spans, lengths, strict=True):
-        inside = min(max(left, 0), span)
-        front = left - inside
-        outer.append((front, max(0, length - n - front), 0))
-        inner.append((inside, span - inside))
-    x = _pad(x, [(0, 0, 0), *outer, (0, 0, 0)])
-    ones = [1] * len(spans)
-    y = jax.lax.conv_general_dilated(
-        x, kernel, ones, inner, rhs_dilation=dilation, dimension_numbers=_numbers(len(spans))
-    )
-    return _crop(y, lengths)
-
-
-def _banks(kernel, shifts, stride, many, folds):
-    """[*taps, in, out] -> [R.., fold.., block.., in, out]: one copy of the kernel per frame of a block, each one stride
-    further on, in zeros that fill whole folds."""
-    axes = len(stride)
-    for axis in range(axes):
-        taps, shift, s, u, fold = kernel.shape[axis], shifts[axis], stride[axis], many[axis], folds[axis]
-        rows = -(-(taps + shift + (u - 1) * s) // fold)
-        edges = [[(0, 0, 0)] * kernel.ndim for _ in range(u)]
-        for j in range(u):
-            edges[j][axis] = (shift + j * s, rows * fold - taps - shift - j * s, 0)
-        kernel = jnp.stack([_pad(kernel, e) for e in edges], axes + axis)
-    shape = [n for size, fold in zip(kernel.shape, folds, strict=False) for n in (size // fold, fold)]
-    kernel = kernel.reshape(*shape, *kernel.shape[axes:])
-    order = [*range(0, 2 * axes, 2), *range(1, 2 * axes, 2), *range(2 * axes, kernel.ndim)]
-    return kernel.transpose(order)
-
-
-def _merge(kernel, axes, inner, outer):
-    """[R.., inner.., outer.., in, out] -> [R.., inner * in, outer * out]."""
-    rows, (n_in, n_out) = kernel.shape[:axes], kernel.shape[-2:]
-    order = [*range(2 * axes), 3 * axes, *range(2 * axes, 3 * axes), 3 * axes + 1]
-    return kernel.transpose(order).reshape(*rows, math.prod(inner) * n_in, math.prod(outer) * n_out)
-
-
-def _fold(x, folds):
-    """[batch, *T, C] -> [batch, *ceil(T / fold), prod(fold) * C]."""
-    if math.prod(folds) == 1:
-        return x
-    edges = [(0, -n % f, 0) for n, f in zip(x.shape[1:-1], folds, strict=True)]
-    x = _pad(x, [(0, 0, 0), *edges, (0, 0, 0)])
-    axes = len(folds)
-    sizes = [n for size, f in zip(x.shape[1:-1], folds, strict=True) for n in (size // f, f)]
-    order = [0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1]
-    rows = sizes[::2]
-    return x.reshape(x.shape[0], *sizes, x.shape[-1]).transpose(order).reshape(x.shape[0], *rows, -1)
-
-
-def _unfold(x, folds):
-    """[batch, *T, prod(fold) * C] -> [batch, *(T * fold), C]."""
-    if math.prod(folds) == 1:
-        return x
-    axes, rows = len(folds), x.shape[1:-1]
-    x = x.reshape(x.shape[0], *rows, *folds, -1)
-    order = [0, *(n for axis in range(axes) for n in (1 + axis, 1 + axes + axis)), 1 + 2 * axes]
-    return x.transpose(order).reshape(x.shape[0], *(n * f for n, f in zip(rows, folds, strict=True)), x.shape[-1])
-
-
-def _dilate(kernel, dilation):
-    """The kernel with its taps `dilation` apart, zeros between."""
-    return _pad(kernel, [*((0, 0, d - 1) for d in dilation), (0, 0, 0), (0, 0, 0)])
-
-
-def _pad(x, edges):
-    """`lax.pad` with zeros; x itself where there is nothing to pad."""
-    return jax.lax.pad(x, jnp.zeros((), x.dtype), edges) if any(any(edge) for edge in edges) else x
-
-
-def _crop(x, lengths):
-    return jax.lax.slice(x, [0] * x.ndim, [x.shape[0], *lengths, x.shape[-1]])

@@ -1,11 +1,14 @@
 """Convolutions in every form against `jax.lax` in float64 and against PyTorch."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxaudio.nn import conv as C
+from jaxaudio.nn import forms
 
 # time, in, out, taps, stride, padding, dilation, groups
 CASES = {
@@ -30,8 +33,12 @@ TRANSPOSED = {
     "uncropped": ((9,), 3, 2, (5,), (3,), ((0, 0),)),
     "beyond_its_end": ((9,), 3, 2, (4,), (3,), ((1, -2),)),
     "image": ((4, 6), 3, 2, (5, 5), (2, 2), "SAME"),
+    "image_one_way": ((4, 6), 3, 2, (3, 9), (1, 2), ((1, 1), (4, 4))),
+    "image_beyond_its_end": ((4, 6), 3, 2, (5, 4), (3, 2), ((2, -2), (-1, 1))),
     "grouped": ((9,), 6, 4, (8,), (4,), ((2, 2),), 2),
 }
+PHASE = {"cpu": {kind: {"forward": "phase", "backward": "phase", "kernel": "phase"} for kind in C.FORMS["cpu"]}}
+TABLES = {"phase": PHASE, "direct": {}}  # each map has its form, so these two cover every mixture
 
 
 def arrays(space, into, out, taps, groups=1, dtype=np.float64):
@@ -54,30 +61,34 @@ def float64():
         yield
 
 
+@pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("case", CASES)
-def test_phase_form_computes_what_lax_computes_and_so_do_its_derivatives(case, float64):
+def test_every_form_computes_what_lax_computes_and_so_do_its_derivatives(case, table, float64, monkeypatch):
     space, into, out, taps, stride, padding, dilation, groups = CASES[case]
     x, w = arrays(space, into, out, taps, groups)
     padding = C.pairs(padding, x, w, stride, dilation)
-    forms = [
+    monkeypatch.setattr(C, "FORMS", TABLES[table])
+    both = [
         jax.jit(lambda x, w, f=f: derivatives(lambda x, w: f(x, w, stride, padding, dilation, groups), x, w))
-        for f in (C.conv_phase, C.conv_direct)
+        for f in (C.conv, forms.conv_direct)
     ]
-    for phase, direct in zip(*(f(x, w) for f in forms), strict=True):
-        np.testing.assert_allclose(phase, direct, rtol=1e-10, atol=1e-10)
+    for ours, theirs in zip(*(f(x, w) for f in both), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("case", TRANSPOSED)
-def test_transposed_phase_form_computes_what_lax_computes_and_so_do_its_derivatives(case, float64):
+def test_every_transposed_form_computes_what_lax_computes_and_so_do_its_derivatives(case, table, float64, monkeypatch):
     space, into, out, taps, stride, padding, *groups = TRANSPOSED[case]
     x, w = arrays(space, into, out, taps, *groups)
-    padding = C.crops(padding, w, stride)
-    forms = [
-        jax.jit(lambda x, w, f=f: derivatives(lambda x, w: f(x, w, stride, padding, *(groups or [1])), x, w))
-        for f in (C.conv_transpose_phase, C.conv_transpose_direct)
-    ]
-    for phase, direct in zip(*(f(x, w) for f in forms), strict=True):
-        np.testing.assert_allclose(phase, direct, rtol=1e-10, atol=1e-10)
+    ones, (groups,) = (1,) * len(stride), groups or [1]
+    padding = C.crops(padding, taps, stride)
+    monkeypatch.setattr(C, "FORMS", TABLES[table])
+    ours = lambda x, w: C.conv_transpose(x, w, stride, padding, ones, groups)
+    theirs = lambda x, w: forms.conv_transpose_direct(x, w, stride, padding, ones, groups)
+    both = [jax.jit(lambda x, w, f=f: derivatives(f, x, w)) for f in (ours, theirs)]
+    for mine, reference in zip(*(f(x, w) for f in both), strict=True):
+        np.testing.assert_allclose(mine, reference, rtol=1e-10, atol=1e-10)
 
 
 def test_transposed_convolution_scatters_what_its_definition_says():
@@ -95,7 +106,7 @@ def test_same_padding_is_tensorflows(length):
     theirs = jax.lax.conv_general_dilated(x, w, (4,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
     np.testing.assert_allclose(C.conv(x, w, (4,), "SAME", (1,)), theirs, rtol=1e-4, atol=1e-4)
     assert C.pairs("SAME", jnp.zeros((1, 64, 1)), jnp.zeros((25, 1, 1)), (4,), (1,)) == ((10, 11),)
-    assert C.crops("SAME", jnp.zeros((25, 1, 1)), (4,)) == ((10, 11),)
+    assert C.crops("SAME", (25,), (4,)) == ((10, 11),)
 
 
 def test_convolutions_equal_pytorchs():
@@ -168,27 +179,38 @@ def test_no_convolution_of_the_compiled_penalty_step_is_turned_round(case):
     padding = C.pairs(padding, x, w, stride, dilation)
     step = lambda f: jax.jit(lambda x, w: derivatives(lambda x, w: f(x, w, stride, padding, dilation, groups), x, w))
     compiled = lambda f: step(f).lower(x, w).compile().as_text()
-    assert "rhs_reversal" not in compiled(C.conv_phase)
+    assert "rhs_reversal" not in compiled(C.conv)
     if case in ("valid", "wide_padding"):
-        assert "rhs_reversal" in compiled(C.conv_direct), "the textbook form has the fault that this test looks for"
+        assert "rhs_reversal" in compiled(forms.conv_direct), "the textbook form has the fault that this test looks for"
 
 
 @pytest.mark.parametrize("case", ["wavegan_inner", "wavegan_last", "uncropped"])
 def test_no_transposed_convolution_of_the_compiled_gradients_is_turned_round(case):
     space, into, out, taps, stride, padding = TRANSPOSED[case]
     x, w = arrays(space, into, out, taps, dtype=np.float32)
-    padding = C.crops(padding, w, stride)
-    step = jax.jit(lambda x, w: derivatives(lambda x, w: C.conv_transpose_phase(x, w, stride, padding, 1), x, w))
+    step = jax.jit(lambda x, w: derivatives(lambda x, w: C.conv_transpose(x, w, stride, padding), x, w))
     assert "rhs_reversal" not in step.lower(x, w).compile().as_text()
 
 
 def test_the_table_of_forms_is_what_the_layers_go_by(monkeypatch):
-    x, w = arrays((16,), 4, 4, (8,), dtype=np.float32)
-    for name, stride, groups in (("plain", 1, 1), ("strided", 4, 1), ("grouped", 4, 2)):
-        monkeypatch.setattr(C, "FORMS", {"cpu": {name: "phase"}})
-        kernel = w[:, : 4 // groups]
-        traced = str(jax.make_jaxpr(lambda x, w, s=stride, g=groups: C.conv(x, w, (s,), "SAME", (1,), g))(x, kernel))
+    """Each map of each kind of layer by its own entry."""
+    x, w = arrays((16,), 16, 16, (8,), dtype=np.float32)
+    maps = {
+        "forward": lambda shape, x, y, w: C.forward(shape, x, w),
+        "backward": lambda shape, x, y, w: C.backward(shape, y, w),
+        "kernel": lambda shape, x, y, w: C.kernel_map(shape, x, y),
+    }
+    kinds = (("plain", 16, 1, 1), ("strided", 16, 4, 1), ("grouped", 16, 4, 2), ("narrow", 1, 4, 1))
+    for kind, channels, stride, groups in kinds:
+        kernel = w[:, : channels // groups]
+        shape = C.Geometry((16,), channels, (8,), (stride,), ((9, 8),), (1,), groups)
+        assert shape.kind == kind
         monkeypatch.setattr(C, "FORMS", {})
-        direct = str(jax.make_jaxpr(lambda x, w, s=stride, g=groups: C.conv(x, w, (s,), "SAME", (1,), g))(x, kernel))
-        assert traced != direct, name
-        assert direct.count("conv_general_dilated[") == 1
+        y = C.forward(shape, x[..., :channels], kernel)
+        for name, apply in maps.items():
+            arguments = (x[..., :channels], y, kernel)
+            monkeypatch.setattr(C, "FORMS", {"cpu": {kind: {other: "phase" for other in maps if other != name}}})
+            direct = str(jax.make_jaxpr(partial(apply, shape))(*arguments))
+            assert direct.count("conv_general_dilated[") == 1
+            monkeypatch.setattr(C, "FORMS", {"cpu": {kind: {name: "phase"}}})
+            assert str(jax.make_jaxpr(partial(apply, shape))(*arguments)) != direct, (kind, name)
