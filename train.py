@@ -8,7 +8,6 @@ import dataclasses
 import math
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -71,10 +70,11 @@ def train(run: Run) -> int:
     introduce(run, pack, clips, held_out)
 
     init_key, step_key, eval_key = jax.random.split(jax.random.key(run.seed), 3)
-    measured = model.measure(clips.batches())
-    make = partial(model.init, init_key, measured)
     saved = Checkpoints(run.out / "checkpoints", run.keep, model.criterion)
-    state = saved.latest(abstract(make, devices.replicated)) or jax.jit(make, out_shardings=devices.replicated)()
+    state = saved.latest(abstract(model, devices.replicated))
+    if state is None:
+        measured = model.measure(clips.batches())
+        state = jax.jit(lambda: model.init(init_key, measured), out_shardings=devices.replicated)()
     start = int(state.step)
     print(f"{describe(model, state)}; {f'continues at step {start}' if start else 'starts'} on {devices}", flush=True)
     if start >= run.steps:

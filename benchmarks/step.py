@@ -48,7 +48,7 @@ def measure(options: Options) -> dict[str, object]:
     """One row: what was measured of this model."""
     model = options.model
     devices = Devices(options.parallel)
-    state = jax.jit(lambda: model.init(jax.random.key(0), {}), out_shardings=devices.replicated)()
+    state = jax.jit(lambda: model.init(jax.random.key(0), model.measure(())), out_shardings=devices.replicated)()
     parameters = {name: sum(leaf.size for leaf in jax.tree.leaves(params)) for name, params in state.params.items()}
     devices.rows(model.batch_size)
     batch = devices.shard(noise(model))
@@ -113,7 +113,7 @@ def operations(model: Model) -> float:
     forms, conv.FORMS = conv.FORMS, {}
     try:
         step = lambda state, batch, key: model.train_step(state, batch, key, Shard(), model.stage(0))
-        state = jax.eval_shape(lambda: model.init(jax.random.key(0), {}))
+        state = jax.eval_shape(lambda: model.init(jax.random.key(0), model.measure(())))
         return jax.jit(step).lower(state, noise(model), jax.random.key(0)).cost_analysis()["flops"]
     finally:
         conv.FORMS = forms

@@ -1,7 +1,7 @@
 """The contract between the training loop and a paper: what a model is, what it may know, how it descends.
 
 A model is a frozen dataclass of hyper-parameters with pure methods. The loop (`train.py`) calls `init`, `train_step`,
-`evaluate` and `weights`; what else a model can do is told by the capabilities it inherits (`Generates`, `Morphs`).
+`evaluate` and `weights`; what else a model can do is told by the capabilities it inherits (`Generates`, `Classifies`).
 """
 
 import abc
@@ -75,7 +75,11 @@ class Model(abc.ABC):
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
 
     def measure(self, batches: Iterable[Batch]) -> Mapping[str, Array]:
-        """Statistics of the training data that `init` needs, from one pass over it; none for most models."""
+        """Statistics of the training data that `init` needs, from one pass over it; none for most models.
+
+        They live in the state, so a run measures once, before its first step. Without any batch: the same arrays with
+        values that do no harm, for where only shapes matter.
+        """
         del batches
         return {}
 
@@ -127,6 +131,14 @@ class Morphs(Generates):
         if not 0 < length <= self.segment:
             raise InputError(f"length is {length}: this model makes 1 to {self.segment} samples (its segment)")
         return self.render(params, self.latents(key, n), label)[:, :length]
+
+
+class Classifies(Model):
+    """Tells which class a sound belongs to."""
+
+    @abc.abstractmethod
+    def classify(self, params: Params, wave: Wave) -> tuple[Float[Array, "batch classes"], Float[Array, "batch feature"]]:
+        """Logits, and the embedding that they are read from; wave: [batch, segment, channels]."""
 
 
 def split(tree: Any, parts: int) -> list[Any]:

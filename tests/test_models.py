@@ -115,7 +115,7 @@ def test_resume_is_exact(subject, tmp_path):
     saved.wait()
     del half
     again = Checkpoints(tmp_path / "checkpoints", 2, subject.model.criterion)
-    state = again.latest(abstract(subject.make, subject.devices.replicated))
+    state = again.latest(abstract(subject.model, subject.devices.replicated))
     assert int(state.step) == 3
     resumed, _ = subject.run(subject.step, subject.devices, state, 3, 5)
     same_bits(straight, resumed)
@@ -188,7 +188,7 @@ def test_every_preset_builds_and_the_papers_has_the_published_size(name):
     for preset in zoo.model_class(name).presets:
         model = zoo.load(f"{name}:{preset}")
         model = dataclasses.replace(model, classes=CLASSES) if model.needs_labels else model
-        state = jax.eval_shape(lambda m=model: m.init(jax.random.key(0), m.measure([])))
+        state = jax.eval_shape(lambda m=model: m.init(jax.random.key(0), m.measure(())))
         counts = {network: sum(leaf.size for leaf in jax.tree.leaves(p)) for network, p in state.params.items()}
         if preset == "paper":
             assert {k: round(v / 1e6, 2) for k, v in counts.items()} == dict(model.published)

@@ -26,9 +26,9 @@ from tqdm import tqdm
 from jaxaudio.core import InputError
 from jaxaudio.data import audio, layouts
 
-FORMAT = 1  # of a pack and of the rules by which it is made: part of every folder's key
+FORMAT = 2  # of a pack and of the rules by which it is made: part of every folder's key
 ABANDONED = 24 * 3600  # seconds after which a temporary folder that nobody writes to is removed
-ARRAYS = {"start": np.int64, "length": np.int64, "peak": np.int32, "label": np.int32, "split": np.int8}
+ARRAYS = {"start": np.int64, "length": np.int64, "peak": np.int32, "label": np.int32, "group": np.int32, "split": np.int8}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +40,13 @@ class Pack:
     length: np.ndarray  # int64 [recordings], samples
     peak: np.ndarray  # int32 [recordings], largest |sample|, 1..32768
     label: np.ndarray  # int32 [recordings], index into classes; zeros where classes is empty
+    group: np.ndarray  # int32 [recordings], index into groups; -1 where a recording has none
     split: np.ndarray  # int8 [recordings], index into layouts.SPLITS
     names: tuple[str, ...]
     classes: tuple[
         str, ...
     ]  # numbers by value, words as they first come (0_zero, 1_one, ...); () if there are no labels
+    groups: tuple[str, ...]  # speakers, instruments or sources, as they first come
     sample_rate: int  # Hz
     channels: int
     layout: str  # the kind of Layout
@@ -125,7 +127,7 @@ def _load(folder: Path) -> Pack | None:
         if any(len(array) != len(meta["names"]) for array in arrays.values()):
             return None
         samples = np.memmap(folder / "samples.i16", dtype="<i2", mode="r", shape=shape)  # ValueError: file is shorter
-        for name in ("names", "classes"):
+        for name in ("names", "classes", "groups"):
             meta[name] = tuple(meta[name])
         meta["rejected"] = tuple((name, reason) for name, reason in meta["rejected"])
         return Pack(samples=samples, folder=folder, **arrays, **meta)
@@ -179,16 +181,18 @@ def _write(source: Source, folder: Path, workers: int) -> None:
 
     classes = _classes(entry.label for entry in kept if entry.label is not None)
     index = {name: i for i, name in enumerate(classes)}
+    groups = {name: i for i, name in enumerate(dict.fromkeys(e.group for e in kept if e.group is not None))}
     columns = {
         "start": np.cumsum([0, *lengths[:-1]]),
         "length": lengths,
         "peak": peaks,
         "label": [index.get(entry.label, 0) for entry in kept],
+        "group": [groups.get(entry.group, -1) for entry in kept],
         "split": [layouts.SPLITS.index(entry.split) for entry in kept],
     }
     arrays = {name: np.asarray(columns[name], dtype) for name, dtype in ARRAYS.items()}
-    meta = {"names": [entry.name for entry in kept], "classes": classes, "sample_rate": source.sample_rate}
-    meta |= {"channels": source.channels, "layout": source.layout.kind}
+    meta = {"names": [entry.name for entry in kept], "classes": classes, "groups": list(groups)}
+    meta |= {"sample_rate": source.sample_rate, "channels": source.channels, "layout": source.layout.kind}
     for array in arrays.values():
         digest.update(array)
     digest.update(json.dumps(meta).encode())

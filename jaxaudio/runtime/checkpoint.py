@@ -84,9 +84,10 @@ class Checkpoints:
             ) from problem
 
 
-def abstract(make, sharding) -> State:
-    """The shapes of what `make()` returns, with this sharding: what `Checkpoints.latest` wants."""
-    shapes = jax.eval_shape(make)
+def abstract(model, sharding) -> State:
+    """The shapes of a model's state, with this sharding: what `Checkpoints.latest` wants."""
+    measured = model.measure(())
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), measured))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 

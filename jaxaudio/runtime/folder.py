@@ -77,7 +77,7 @@ def trained(folder: Path, which: str = "latest") -> Trained:
     if steps.get(which) is None:
         have = ", ".join(k for k, step in steps.items() if step is not None) or "none yet"
         raise InputError(f"{folder} has no checkpoint {which!r}: it has {have}")
-    like = abstract(lambda: model.init(jax.random.key(0), {}), Devices(count=1).replicated)
+    like = abstract(model, Devices(count=1).replicated)
     state = saved.restore(steps[which], like)
     labels = tuple(run["data"]["classes"]) if model.classes else ()
     return Trained(folder, model, model.weights(state), steps[which], labels)

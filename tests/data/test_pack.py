@@ -77,7 +77,8 @@ def test_a_pack_holds_the_samples_bit_for_bit_and_the_index(folder, store):
     assert [made.classes[i] for i in made.label] == ["10", "9", "10", "2"]
     assert [layouts.SPLITS[i] for i in made.split] == ["train", "train", "valid", "valid"]
     assert (made.sample_rate, made.channels, made.layout, made.folder.parent) == (RATE, 1, "folders", store)
-    dtypes = {"start": "int64", "length": "int64", "peak": "int32", "label": "int32", "split": "int8"}
+    dtypes = {"start": "int64", "length": "int64", "peak": "int32", "label": "int32", "group": "int32"}
+    dtypes |= {"split": "int8"}
     assert {name: getattr(made, name).dtype.name for name in dtypes} == dtypes
     with pytest.raises(ValueError, match="read-only"):
         made.samples[0] = 1
@@ -100,6 +101,15 @@ def test_full_scale_and_stereo_are_kept(tmp_path, store):
     assert made.peak.tolist() == [32768]
     assert made.classes == ()
     assert made.label.tolist() == [0]
+
+
+def test_groups_are_numbered_as_they_first_come_and_a_recording_may_have_none(store):
+    source = Made(4, "g")
+    entries = [e._replace(group=group) for e, group in zip(source.layout.entries, ("b", None, "a", "b"), strict=True)]
+    source.layout = layouts.Layout("made", tuple(entries))
+    made = pack.open_pack(source, store)
+    assert made.groups == ("b", "a")
+    assert made.group.tolist() == [0, -1, 1, 0]
 
 
 def test_classes_sort_by_value_where_all_are_whole_numbers_and_else_stay_as_they_first_come(store):
@@ -144,8 +154,9 @@ def test_the_fingerprint_follows_every_part_of_the_content(store):
     swapped = layouts.Layout("made", (entries[0]._replace(label="b"), *entries[1:]))
     moved = layouts.Layout("made", (entries[0]._replace(split="valid"), *entries[1:]))
     renamed = layouts.Layout("made", (entries[0]._replace(name="0"), *entries[1:]))
+    spoken = layouts.Layout("made", (entries[0]._replace(group="someone"), *entries[1:]))
     changes = [{}, {"frames": 51}, {"bad": {3}}, {"sample_rate": 8000}, {"read": lambda i: Made(4).read(i)[::-1]}]
-    changes += [{"layout": layout} for layout in (swapped, moved, renamed, layouts.Layout("other", entries))]
+    changes += [{"layout": layout} for layout in (swapped, moved, renamed, spoken, layouts.Layout("other", entries))]
     found = [fingerprint(str(i), **change) for i, change in enumerate(changes)]
     assert len(set(found)) == len(found)
     assert fingerprint("another key") == found[0]
@@ -335,12 +346,14 @@ def test_a_large_pack_opens_at_once(store):
     folder.mkdir(parents=True)
     (folder / "samples.i16").write_bytes(bytes(2 * count))
     ones = np.ones(count)
-    columns = {"start": np.arange(count), "length": ones, "peak": ones, "label": 0 * ones, "split": 0 * ones}
+    columns = {"start": np.arange(count), "length": ones, "peak": ones}
+    columns |= dict.fromkeys(("label", "group", "split"), 0 * ones)
     np.savez(folder / "index.npz", **{name: columns[name].astype(dtype) for name, dtype in pack.ARRAYS.items()})
     meta = {
         "format": pack.FORMAT,
         "names": [f"train/class/{i:09}.wav" for i in range(count)],
         "classes": [],
+        "groups": [],
         "rejected": [],
     }
     meta |= {"sample_rate": RATE, "channels": 1, "layout": "made", "fingerprint": "0" * 16}

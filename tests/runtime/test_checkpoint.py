@@ -2,6 +2,7 @@
 
 import contextlib
 import resource
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,8 @@ def state(step, size=4):
 
 
 def like(size=4):
-    return abstract(lambda: state(0, size), Devices("jit", 1).replicated)
+    model = SimpleNamespace(measure=lambda batches: {}, init=lambda key, measured: state(0, size))
+    return abstract(model, Devices("jit", 1).replicated)
 
 
 def test_the_latest_and_the_best_are_kept(tmp_path):
