@@ -11,10 +11,11 @@ from tests.conftest import REPOSITORY
 PAPERS = ("gan", "vae", "gru", "cnn", "classical")
 ALLOWED = {
     "core": set(),
-    "dsp": set(),
+    "dsp": {"core", "dsp"},
     "nn": {"core", "dsp", "nn"},
     "losses": {"core", "dsp", "nn"},
-    **{family: {"core", "dsp", "nn", "losses"} for family in PAPERS},
+    "adversarial": {"core", "losses"},
+    **{family: {"core", "dsp", "nn", "losses", "adversarial"} for family in PAPERS},
     "zoo": {"core"},
     "runtime": {"core", "dsp", "zoo", "runtime"},
     "data": {"core", "runtime", "data"},
