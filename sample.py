@@ -49,8 +49,8 @@ def main(arguments: list[str]) -> None:
     if not isinstance(run.model, verb.NEEDS):
         able = [name for name, path in verbs.items() if isinstance(run.model, importlib.import_module(path).NEEDS)]
         raise InputError(f"{options.run} can't {arguments[0]}: it can {', '.join(able)}")
-    verb.perform(run, options, options.seed, options.out)
-    print(f"{arguments[0]}: step {run.step} of {options.run} -> {options.out}")
+    where = verb.perform(run, options, options.seed, options.out)
+    print(f"{arguments[0]}: step {run.step} of {options.run}" + (f" -> {where}" if where else ""))
 
 
 if __name__ == "__main__":

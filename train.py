@@ -20,7 +20,7 @@ from jaxaudio.core import Batch, InputError, Model, State
 from jaxaudio.data import audio, synth
 from jaxaudio.data.clips import Clips, Plan, fetcher
 from jaxaudio.data.pack import Folder, Pack, cache_folder, open_pack
-from jaxaudio.runtime import command
+from jaxaudio.runtime import command, report
 from jaxaudio.runtime.checkpoint import Checkpoints, abstract
 from jaxaudio.runtime.folder import claim
 from jaxaudio.runtime.log import Diverged, Log
@@ -65,18 +65,22 @@ def train(run: Run) -> int:
     pack = open_pack(source(run))
     model = with_classes(run.model, pack.classes)
     clips, held_out = Clips(pack, model, run.seed), Clips(pack, model, run.seed, "valid")
+    like = abstract(model, devices.replicated)
     data = {"folder": str(run.data), "layout": pack.layout, "fingerprint": pack.fingerprint, "classes": pack.classes}
-    lock = claim(run.out, model, {"seed": run.seed, "steps": run.steps, "parallel": run.parallel, "data": data})
+    about = {"seed": run.seed, "steps": run.steps, "parallel": run.parallel, "data": data, "parameters": sizes(like)}
+    lock = claim(run.out, model, about)
     introduce(run, pack, clips, held_out)
 
     init_key, step_key, eval_key = jax.random.split(jax.random.key(run.seed), 3)
     saved = Checkpoints(run.out / "checkpoints", run.keep, model.criterion)
-    state = saved.latest(abstract(model, devices.replicated))
+    state = saved.latest(like)
     if state is None:
         measured = model.measure(clips.batches())
         state = jax.jit(lambda: model.init(init_key, measured), out_shardings=devices.replicated)()
     start = int(state.step)
-    print(f"{describe(model, state)}; {f'continues at step {start}' if start else 'starts'} on {devices}", flush=True)
+    counts = ", ".join(f"{name} {count:,}" for name, count in about["parameters"].items())
+    begins = f"continues at step {start}" if start else "starts"
+    print(f"{zoo.name_of(model)}: parameters: {counts}; {begins} on {devices}", flush=True)
     if start >= run.steps:
         print(f"{run.out} is finished ({start} steps): give a larger --steps to train on")
         return command.DONE
@@ -114,6 +118,7 @@ def train(run: Run) -> int:
             saved.save(int(state.step), state, None)
             saved.wait()
     log.close()
+    report.write(run.out)
     lock.close()
     if ending:
         print(f"train.py: {ending}; saved at step {int(state.step)}: the same command continues from {run.out}")
@@ -149,6 +154,7 @@ class Examination:
             log.media(step, waves, self.model.sample_rate, sheet)
             if not (self.samples / "real.png").exists():
                 self.draw_real_ones()
+        report.write(self.run.out)
         return means or None
 
     def draw_real_ones(self) -> None:
@@ -200,11 +206,10 @@ def introduce(run: Run, pack: Pack, clips: Clips, held_out: Clips) -> None:
         print("no held-out recordings: no evaluation (a valid folder, or 20 recordings, would give some)")
 
 
-def describe(model: Model, state: State) -> str:
-    """The model in half a line."""
+def sizes(state: State) -> dict[str, int]:
+    """Parameters per network."""
     count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-    sizes = ", ".join(f"{name} {count(params):,}" for name, params in state.params.items())
-    return f"{zoo.name_of(model)}: parameters: {sizes}"
+    return {name: count(params) for name, params in state.params.items()}
 
 
 def main(arguments: list[str]) -> int:

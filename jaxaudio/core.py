@@ -137,7 +137,9 @@ class Classifies(Model):
     """Tells which class a sound belongs to."""
 
     @abc.abstractmethod
-    def classify(self, params: Params, wave: Wave) -> tuple[Float[Array, "batch classes"], Float[Array, "batch feature"]]:
+    def classify(
+        self, params: Params, wave: Wave
+    ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch features"]]:
         """Logits, and the embedding that they are read from; wave: [batch, segment, channels]."""
 
 

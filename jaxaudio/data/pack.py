@@ -28,7 +28,8 @@ from jaxaudio.data import audio, layouts
 
 FORMAT = 2  # of a pack and of the rules by which it is made: part of every folder's key
 ABANDONED = 24 * 3600  # seconds after which a temporary folder that nobody writes to is removed
-ARRAYS = {"start": np.int64, "length": np.int64, "peak": np.int32, "label": np.int32, "group": np.int32, "split": np.int8}
+ARRAYS = {"start": np.int64, "length": np.int64, "peak": np.int32, "label": np.int32, "group": np.int32}
+ARRAYS |= {"split": np.int8}
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from jaxaudio import zoo
 from jaxaudio.core import InputError, Model, Params
 from jaxaudio.runtime.checkpoint import Checkpoints, abstract

@@ -24,7 +24,7 @@ class Options:
     seconds: float | None = None  # length of each; none: the model's segment
 
 
-def perform(trained: Trained, options: Options, seed: int, out: Path) -> None:
+def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     """Writes `n` WAV files and one sheet of their spectrograms; the same files for the same seed."""
     model = trained.model
     if options.n < 1:
@@ -34,6 +34,7 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> None:
     sound = jax.jit(model.generate, static_argnums=(2, 3))
     waves = np.asarray(sound(trained.params, jax.random.key(seed), options.n, length, label))
     write(out, waves, model.sample_rate, captions(trained.labels, label, options.n))
+    return out
 
 
 class Showcase:

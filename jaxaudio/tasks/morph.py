@@ -25,7 +25,7 @@ class Options:
     label: str | None = None  # of a conditional model: a class by name or number; none: the first
 
 
-def perform(trained: Trained, options: Options, seed: int, out: Path) -> None:
+def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     """Writes the sounds along the straight line between each two latents, and their sheet."""
     del seed
     seeds = options.seeds.split(",")
@@ -41,3 +41,4 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> None:
     waves = np.asarray(jax.jit(model.render)(trained.params, path, label))
     titles = [f"{i % options.steps / (options.steps - 1):.2f}" for i in range(len(waves))]
     write(out, waves, model.sample_rate, titles)
+    return out

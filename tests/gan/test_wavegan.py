@@ -39,12 +39,12 @@ def test_the_networks_and_the_critics_gradient_equal_pytorchs(channels):
         peer.load(module, jax.tree.map(np.asarray, params[name]))
 
     latent = model.latents(key, n)
-    fake, _ = model.sound(params["generator"], {}, latent, jnp.zeros(n, int), Shard())
+    fake, _ = model.generated(params["generator"], {}, latent, jnp.zeros(n, int), Shard())
     theirs = generator(torch.tensor(np.array(latent))).mT.detach()
     np.testing.assert_allclose(fake, theirs, rtol=1e-4, atol=1e-5)
 
-    batch = real, jnp.zeros(n, int)
-    loss = lambda c: model.critic_loss(c, real=Batch(*batch), fake=fake, key=key, shard=Shard())
+    given = {"real": real, "fake": fake, "label": jnp.zeros(n, int), "key": key, "shard": Shard()}
+    loss = lambda c: model.critic_loss(c, **given)
     (value, _), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params["critic"])
     alpha_key, *calls = jax.random.split(key, 4)
     alpha = jax.vmap(lambda at: jax.random.uniform(at, (1, 1)))(Shard().keys(alpha_key, n)).reshape(n)
@@ -85,8 +85,8 @@ def test_the_penalty_of_a_linear_critic_is_its_slope_less_one_squared(monkeypatc
     slope = jax.random.normal(jax.random.key(0), (TINY.segment, 1))
     monkeypatch.setattr(WaveGAN, "score", lambda self, c, wave, *_: jnp.sum(wave * c["slope"][None], (1, 2)))
     real, fake = clips(TINY, 4), clips(TINY, 4) * 0.5
-    batch = Batch(real, jnp.zeros(4, int))
-    loss = lambda c: TINY.critic_loss(c, real=batch, fake=fake, key=jax.random.key(1), shard=Shard())
+    given = {"label": jnp.zeros(4, int), "key": jax.random.key(1), "shard": Shard()}
+    loss = lambda c: TINY.critic_loss(c, real=real, fake=fake, **given)
     _, metrics = loss({"slope": slope})
     norm = float(jnp.linalg.norm(slope))
     np.testing.assert_allclose(metrics["penalty"], 10 * (norm - 1) ** 2, rtol=1e-5)
@@ -109,15 +109,14 @@ CLOSED_FORMS = {
 def test_every_loss_is_its_closed_form(loss, monkeypatch):
     model = dataclasses.replace(TINY, loss=loss)
     monkeypatch.setattr(WaveGAN, "score", lambda self, c, wave, *_: 3 * jnp.mean(wave, (1, 2)) + c["bias"])
-    monkeypatch.setattr(WaveGAN, "sound", lambda self, g, statistics, latent, *_: (g * latent[:, :1, None], {}))
+    monkeypatch.setattr(WaveGAN, "generated", lambda self, g, statistics, latent, *_: (g * latent[:, :1, None], {}))
     real, fake = clips(model, 4), clips(model, 4)[::-1] * 0.5
     params, key = {"bias": jnp.float32(0.2)}, jax.random.key(0)
     scores = [3 * np.mean(x, (1, 2)) + 0.2 for x in (real, fake)]
-    ours, _ = model.critic_loss(params, real=Batch(real, jnp.zeros(4, int)), fake=fake, key=key, shard=Shard())
+    given = {"label": jnp.zeros(4, int), "key": key, "shard": Shard()}
+    ours, _ = model.critic_loss(params, real=real, fake=fake, **given)
     np.testing.assert_allclose(ours, CLOSED_FORMS[loss][0](*scores), rtol=1e-5)
-    ours, _ = model.generator_loss(
-        jnp.float32(2), critic=params, statistics={}, label=jnp.zeros(4, int), key=key, shard=Shard()
-    )
+    ours, _ = model.generator_loss(jnp.float32(2), critic=params, statistics={}, **given)
     latent = model.draw(Shard().keys(jax.random.split(key)[0], 4))
     np.testing.assert_allclose(ours, CLOSED_FORMS[loss][1](3 * 2 * np.asarray(latent[:, 0]) + 0.2), rtol=1e-5)
 
@@ -166,12 +165,12 @@ def test_the_label_changes_the_sound_and_its_score():
     assert float(jnp.min(jnp.abs(scores[0] - scores[1]))) > 1e-3
     assert float(jnp.max(jnp.abs(sounds[0] - sounds[1]))) > 1e-3
     with pytest.raises(InputError, match="give a label"):
-        model.render({"generator": params["generator"], "statistics": {}}, latent, None)
+        model.render({"generator": params["generator"], "statistics": {}, "measured": {}}, latent, None)
 
 
 def test_bfloat16_computes_nearly_what_float32_computes():
     low, params, key = dataclasses.replace(TINY, dtype="bfloat16"), networks(TINY), jax.random.key(0)
-    given = {"generator": params["generator"], "statistics": {}}
+    given = {"generator": params["generator"], "statistics": {}, "measured": {}}
     latent, wave = TINY.latents(key, 4), clips(TINY, 4)
     sounds = [model.render(given, latent, None) for model in (low, TINY)]
     scores = [model.score(params["critic"], wave, jnp.zeros(4, int), key, Shard()) for model in (low, TINY)]
