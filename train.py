@@ -179,9 +179,9 @@ def with_classes(model: Model, classes: tuple[str, ...]) -> Model:
     if not model.needs_labels:
         return model
     if not classes:
+        other = ", or add --model.no-conditional" if hasattr(model, "conditional") else ""
         raise InputError(
-            "this model is conditional, but the data has no labels: give a folder per class or a metadata.csv, "
-            "or add --model.no-conditional"
+            f"this model needs labels, but the data has none: give a folder per class or a metadata.csv{other}"
         )
     if model.classes not in (0, len(classes)):
         raise InputError(f"model.classes is {model.classes}, but the data has {len(classes)}: leave it away")

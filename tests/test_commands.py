@@ -228,7 +228,7 @@ WRONG = {
     "a missing folder": (["wavegan:tiny", "--data", "{tmp}/nowhere"], "nowhere"),
     "an empty folder": (["wavegan:tiny", "--data", "{tmp}/empty"], "empty"),
     "a folder without audio": (["wavegan:tiny", "--data", "{tmp}/texts"], "texts"),
-    "labels that are missing": (["wavegan:tiny", "--data", "{tmp}/flat"], "conditional, but the data has no labels"),
+    "labels that are missing": (["wavegan:tiny", "--data", "{tmp}/flat"], "needs labels, but the data has none"),
     "a batch that does not split": (["wavegan:tiny", "--model.batch-size", 6], "batch_size 6 does not split over 4"),
     "updates that do not split": (
         ["wavegan:tiny", "--model.batch-size", 7],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxaudio import zoo
-from jaxaudio.core import Batch, Generates, Model, Morphs, Shard
+from jaxaudio.core import Batch, Classifies, Generates, Model, Morphs, Shard
 from jaxaudio.runtime.checkpoint import Checkpoints, abstract
 from jaxaudio.runtime.parallel import Devices
 
@@ -181,6 +181,20 @@ def test_morphing_passes_through_the_sounds_at_its_ends(subject):
     label = jnp.zeros(2, int) if model.classes else None
     whole = model.generate(params, jax.random.key(3), 2, model.segment, label)
     np.testing.assert_allclose(model.render(params, model.latents(jax.random.key(3), 2), label), whole, atol=1e-6)
+
+
+def test_classifying_reads_every_row_alone_and_gives_a_logit_per_class(subject):
+    model = subject.model
+    if not isinstance(model, Classifies):
+        pytest.skip(f"{zoo.name_of(model)} does not classify")
+    params, wave = model.weights(subject.init()), jnp.asarray(subject.batch(0).wave)
+    program = jax.jit(model.classify)
+    logits, embedding = program(params, wave)
+    assert logits.shape == (model.batch_size, CLASSES)
+    assert embedding.ndim == 2
+    reversed_logits, reversed_embedding = program(params, wave[::-1])
+    np.testing.assert_allclose(reversed_logits[::-1], logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(reversed_embedding[::-1], embedding, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", zoo.names())

@@ -4,12 +4,17 @@ Sounds are [batch, channels, time]. Padding is TensorFlow's SAME, as in the auth
 `load` takes the JAX parameters as they are. Randomness is an argument of the updates: both sides can be fed the same.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from benchmarks.peers import adversarial
+from benchmarks.peers.adversarial import adam, glorot, uniform, wasserstein
+
+load = adversarial.load
 
 KERNEL = 25
 START = 16  # samples that the generator's first layer makes, and that the critic's last layer sees
@@ -77,13 +82,6 @@ class Critic(nn.Module):
         return torch.randint(-self.shuffle, self.shuffle + 1, (layers,)).tolist()
 
 
-def glorot(module: nn.Module) -> None:
-    """TensorFlow's initialisation: Glorot uniform kernels, biases of zero."""
-    if isinstance(module, nn.Linear | nn.Conv1d | nn.ConvTranspose1d):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
-
-
 def phase_shuffle(x: Tensor, shift: int) -> Tensor:
     """x [batch, channels, time] delayed by `shift` samples (negative: advanced), the gap filled by reflection."""
     if shift > 0:
@@ -91,11 +89,6 @@ def phase_shuffle(x: Tensor, shift: int) -> Tensor:
     if shift < 0:
         return F.pad(x, (0, -shift), mode="reflect")[..., -shift:]
     return x
-
-
-def adam(module: nn.Module) -> torch.optim.Adam:
-    """The optimiser of both networks."""
-    return torch.optim.Adam(module.parameters(), lr=1e-4, betas=(0.5, 0.9), eps=1e-8, fused=True)
 
 
 def update_critic(
@@ -113,30 +106,17 @@ def update_critic(
     clips: [batch, channels, segment]; latents: [batch, latent]; mix: [batch], 0 for the clip and 1 for the generated
     sound; shifts: those of the calls on clips, on generated sounds and on their mixtures.
     """
-    with torch.no_grad():
-        fakes = generator(latents)
-    loss = critic(fakes, shifts[1]).mean() - critic(clips, shifts[0]).mean()
-    if gp_weight:
-        between = torch.lerp(clips, fakes, mix[:, None, None]).requires_grad_()
-        (gradient,) = torch.autograd.grad(critic(between, shifts[2]).sum(), between, create_graph=True)
-        loss = loss + gp_weight * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
+    scores = [partial(critic, shifts=call) for call in shifts]
+    loss = lambda fakes: wasserstein(scores, clips, fakes, mix, gp_weight)
+    return adversarial.update_critic(generator, optimizer, latents, loss)
 
 
 def update_generator(
     generator: Generator, critic: Critic, optimizer: torch.optim.Optimizer, latents: Tensor, shifts: Sequence[int]
 ) -> Tensor:
     """One generator update; returns the loss. latents: [batch, latent]."""
-    critic.requires_grad_(False)
-    loss = -critic(generator(latents), shifts).mean()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    critic.requires_grad_(True)
-    return loss.detach()
+    loss = lambda fakes: -critic(fakes, shifts).mean()
+    return adversarial.update_generator(generator, critic, optimizer, latents, loss)
 
 
 def train_step(
@@ -148,31 +128,12 @@ def train_step(
     gp_weight: float = 10.0,
 ) -> tuple[Tensor, Tensor]:
     """A critic update for each of clips [updates, batch, channels, segment], then a generator update; both losses."""
-    batch, latent = clips.shape[1], generator.dense.in_features
-
-    def latents() -> Tensor:
-        return torch.empty(batch, latent, device=clips.device).uniform_(-1, 1)
-
+    latents = partial(uniform, (clips.shape[1], generator.dense.in_features), clips.device)
     for batch_clips in clips:
-        mix = torch.rand(batch, device=clips.device)
+        mix = torch.rand(clips.shape[1], device=clips.device)
         shifts = [critic.draw_shifts() for _ in range(3)]
         c_loss = update_critic(generator, critic, c_opt, batch_clips, latents(), mix, shifts, gp_weight)
     return c_loss, update_generator(generator, critic, g_opt, latents(), critic.draw_shifts())
-
-
-@torch.no_grad()
-def load(module: nn.Module, params: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Copies the JAX parameters in: `dense`, `up_i` or `down_i`, each with `kernel` and `bias`.
-
-    Kernels are [in, out] for dense layers and [time, in, out] for both kinds of convolution; neither kind is flipped.
-    """
-    orders = {nn.Linear: (1, 0), nn.Conv1d: (2, 1, 0), nn.ConvTranspose1d: (1, 2, 0)}
-    layers = {name.replace(".", "_"): m for name, m in module.named_modules() if type(m) in orders}
-    if layers.keys() != params.keys():
-        raise ValueError(f"parameters are named {sorted(params)}, the layers are {sorted(layers)}")
-    for name, layer in layers.items():
-        layer.weight.copy_(torch.from_numpy(np.transpose(params[name]["kernel"], orders[type(layer)]).copy()))
-        layer.bias.copy_(torch.from_numpy(np.array(params[name]["bias"])))
 
 
 def trainer(model, compiled: bool) -> Callable[[], object]:

@@ -30,7 +30,7 @@ def test_the_signal_is_librosas(mode, momentum, sound, run, close):
     theirs = librosa.griffinlim(magnitude.T, n_iter=3, **settings)
     settings = {"momentum": momentum, "padding": "torch" if mode == "reflect" else "librosa"}
     ours = run(griffin_lim, magnitude, size=SIZE, hop=HOP, length=len(sound), iterations=3, **settings)
-    close(ours, theirs)
+    close(ours, theirs, 1e-4)  # rounding decides the phase of bins that are nearly 0, in both
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.99])

@@ -69,9 +69,8 @@ def test_restoring_inverts_standardising():
 
 def test_a_constant_bin_is_not_divided_by_zero():
     x = spectra(4)
-    x[..., 2] = np.log(np.float32(1e-6))
+    x[..., 2:4] = 0, np.log(np.float32(1e-6))  # the second has no exact mean
     measured = of(x[:1], x[1:])
     y = standardise(jnp.asarray(x), measured)
-    assert np.isfinite(y).all()
-    assert float(jnp.max(jnp.abs(y[..., 2]))) <= 1, "rounding is not blown up beyond a deviation"
-    np.testing.assert_allclose(restore(y, measured)[..., 2], x[..., 2], rtol=1e-6)
+    assert float(jnp.max(jnp.abs(y[..., 2:4]))) <= 3, "rounding is not blown up"
+    np.testing.assert_allclose(restore(y, measured), x, rtol=1e-5, atol=1e-6)

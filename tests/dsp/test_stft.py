@@ -253,3 +253,9 @@ def test_what_does_not_fit_is_told(call, message):
 
 def test_a_signal_one_longer_than_what_is_mirrored_is_enough():
     assert frame_count(101, 200, 50, "torch") == 3
+
+
+def test_what_is_not_a_number_is_not_taken_for_silence():
+    x = jnp.zeros(1024).at[700].set(jnp.nan)
+    level = np.asarray(magnitudes(x, 256, 128))
+    assert np.isnan(level).any(1).tolist() == [128 * n <= 700 < 128 * n + 256 for n in range(8)]
