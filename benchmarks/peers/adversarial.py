@@ -94,11 +94,15 @@ def wasserstein(
     return loss
 
 
-def magnitudes(wave: Tensor, size: int, hop: int) -> Tensor:
-    """|STFT| [batch, channels, frames, bins]: Hann window, frame n from sample n * hop on, zeros behind the end."""
+def magnitudes(wave: Tensor, size: int, hop: int, centred: bool = False) -> Tensor:
+    """|STFT| [batch, channels, frames, bins], Hann window. Frame n begins at sample n * hop, zeros behind the end; or
+    lies around its hop (`centred`), the ends reflected."""
     batch, channels, length = wave.shape
-    behind = max(0, (-(-length // hop) - 1) * hop + size - length)
-    padded, window = F.pad(wave.flatten(0, 1), (0, behind)), torch.hann_window(size, device=wave.device)
+    if centred:
+        padded = F.pad(wave.flatten(0, 1), ((size - hop) // 2,) * 2, "reflect")
+    else:
+        padded = F.pad(wave.flatten(0, 1), (0, max(0, (-(-length // hop) - 1) * hop + size - length)))
+    window = torch.hann_window(size, device=wave.device)
     spectrum = torch.stft(padded, size, hop, window=window, center=False, return_complex=True)
     return spectrum.abs().mT.unflatten(0, (batch, channels))
 

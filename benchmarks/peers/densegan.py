@@ -63,7 +63,7 @@ def dense_layers(sizes: Sequence[int], last: str) -> OrderedDict[str, nn.Module]
 @torch.no_grad()
 def picture(wave: Tensor, filters: Tensor, window: int, hop: int, measured: Mapping[str, Tensor]) -> Tensor:
     """Standardised log-mel magnitudes of sounds [batch, channels, time]; filters: [bins, mels]."""
-    return standardised(torch.log((magnitudes(wave, window, hop) @ filters).clip(min=FLOOR)), measured)
+    return standardised(torch.log((magnitudes(wave, window, hop, centred=True) @ filters).clip(min=FLOOR)), measured)
 
 
 def update_critic(

@@ -98,7 +98,7 @@ class Classifier(Classifies):
             "digits": {
                 **{"segment": 16000, "window": 512, "hop": 200, "mels": 64, "low": 50.0, "high": 8000.0},
                 **{"network": "panns", "widths": (16, 32, 64, 128), "dropout": 0.2, "optimizer": "adamw"},
-                **{"learning_rate": 4e-3, "warmup": 50, "decay_steps": 700, "weight_decay": 0.02, "decay": 0.99},
+                **{"learning_rate": 4e-3, "warmup": 50, "decay_steps": 500, "weight_decay": 0.02, "decay": 0.99},
                 **{"smoothing": 0.1, "mixup": 0.2, "time_masks": 2, "time_width": 12, "mel_masks": 2, "mel_width": 8},
                 **{"warp": 0.1, "shift": 0.1},
             },
@@ -112,6 +112,8 @@ class Classifier(Classifies):
     )
 
     def __post_init__(self):
+        if not 1 <= self.hop <= self.window:
+            raise InputError(f"hop is {self.hop}: it is at least 1 and at most the window, {self.window}")
         smallest = 2 ** (len(self.widths) - (self.network == "panns"))  # CNN14 does not pool behind its last block
         if min(self.shape) < smallest:
             raise InputError(

@@ -91,12 +91,11 @@ def frames(x: Float[Array, "*batch time"], size: int, hop: int) -> Float[Array, 
     where there is none.
     """
     count, parts = frame_count(x.shape[-1], size, hop, "valid"), -(-size // hop)
-    x = _fit(x, (count + parts - 1) * hop).reshape(*x.shape[:-1], count + parts - 1, hop)
-    if parts == 1:
-        return x[..., :size]
-    # The last part is cut before it is joined: cutting the whole afterwards would copy it once more.
-    tails = [hop] * (parts - 1) + [size - (parts - 1) * hop]
-    return jnp.concatenate([x[..., p : p + count, :tail] for p, tail in enumerate(tails)], -1)
+    batch, rows = x.shape[:-1], count + parts - 1
+    x = _fit(x, rows * hop).reshape(*batch, rows, 1, hop)
+    # Joined along an axis of their own, as XLA copies that twice as fast as along time.
+    joined = jnp.concatenate([x[..., p : p + count, :, :] for p in range(parts)], -2)
+    return joined.reshape(*batch, count, parts * hop)[..., :size]
 
 
 def overlap_add(x: Float[Array, "*batch frames size"], hop: int) -> Float[Array, "*batch time"]:

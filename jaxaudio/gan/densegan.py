@@ -29,6 +29,7 @@ from jaxaudio.dsp.moments import moments, restore, standardise
 DEVIATIONS = 3.0  # standard deviations that the range of the pictures spans to either side
 FLOOR = 1e-5  # of the mel magnitudes, before the logarithm
 SLOPE = 0.2  # of leaky ReLU below zero
+PADDING = "hifigan"  # frames lie around their hop, so that the beginning of a clip comes back as loud as it was
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,9 +66,11 @@ class DenseGAN(Adversarial):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.segment % self.hop:
-            raise InputError(f"segment is {self.segment}: it is whole hops of {self.hop} samples")
-        if self.iterations < 1 or min(*self.generator_widths, *self.critic_widths, 1) < 1:
+        if not 1 <= self.hop <= self.window or self.segment % self.hop:
+            raise InputError(
+                f"hop is {self.hop}: it divides the segment, {self.segment}, and is at most the window, {self.window}"
+            )
+        if min((self.iterations, *self.generator_widths, *self.critic_widths)) < 1:
             raise InputError("iterations and every entry of generator_widths and critic_widths are at least 1")
         _ = self.filters  # refuses bands without a bin
 
@@ -104,7 +107,7 @@ class DenseGAN(Adversarial):
     def spectrogram(self, wave: Wave) -> Float[Array, "batch channels frames mels"]:
         """Log-mel magnitudes."""
         wave = jnp.moveaxis(wave.astype(jnp.float32), -1, 1)
-        return log_mel(wave, self.filters, self.window, self.hop, floor=FLOOR, padding="tensorflow")
+        return log_mel(wave, self.filters, self.window, self.hop, floor=FLOOR, padding=PADDING)
 
     def picture(self, wave, measured) -> Picture:
         """Standardised log-mel magnitudes [batch, frames, mels, channels] in [-1, 1]."""
@@ -115,7 +118,7 @@ class DenseGAN(Adversarial):
         """Griffin-Lim on the magnitudes whose mel bands the picture shows, in [-1, 1]."""
         mels = jnp.exp(restore(jnp.moveaxis(picture, -1, 1) * DEVIATIONS, measured))
         magnitude = mel_inverse(mels, self.filters)
-        options = {"iterations": self.iterations, "padding": "tensorflow"}
+        options = {"iterations": self.iterations, "padding": PADDING}
         wave = griffin_lim(magnitude, self.window, self.hop, self.segment, **options)
         return jnp.clip(jnp.moveaxis(wave, 1, -1), -1, 1)
 

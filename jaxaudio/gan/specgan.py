@@ -66,6 +66,8 @@ class SpecGAN(Adversarial):
 
     def __post_init__(self):
         super().__post_init__()
+        if not 1 <= self.hop <= self.window:
+            raise InputError(f"hop is {self.hop}: it is at least 1 and at most the window, {self.window}")
         frames, bins = self.shape
         if self.segment % self.hop or not all(n >= 2 * SIDE and n & (n - 1) == 0 for n in (frames, bins)):
             raise InputError(

@@ -184,6 +184,8 @@ def test_the_sc09_network_trains_and_its_statistics_see_the_whole_batch():
     ("fields", "message"),
     [
         ({"widths": (8,) * 6}, "halve both"),
+        ({"hop": 0}, "hop is 0"),
+        ({"hop": 512}, "at most the window, 256"),
         ({"mel_width": 17}, "mel_width 17"),
         ({"batch_size": 7}, "mixup pairs neighbours"),
         ({"dropout": 1.0}, "dropout is 1.0"),

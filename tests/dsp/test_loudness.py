@@ -55,7 +55,6 @@ def test_the_weighting_by_fft_is_the_recursion(rate, run, close):
 @pytest.mark.parametrize(
     ("rate", "levels", "cut"),
     [
-        (16000, (0.1,), 0),
         (16000, (0.1,), 3000),  # two blocks and three quarters
         (8000, (0.1, 0.012, 0.3, 0.0, 0.0), 200),  # quiet and silent parts: both gates decide
         (8000, (0.3, 0.06, 0.06, 1e-5, 1e-5, 1e-5, 1e-5, 1e-5, 1e-5, 1e-5), 0),  # the absolute gate moves the other

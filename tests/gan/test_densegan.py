@@ -77,9 +77,10 @@ def round_trip(model):
 
 
 def levels(model, wave):
-    """Log-mels [batch, channels, frames, mels] of frames from sample 0 on, zeros behind, by librosa's filters."""
+    """Log-mels [batch, channels, frames, mels] of frames around their hops, ends reflected, by librosa's filters."""
     window, hop = model.window, model.hop
-    padded = np.pad(np.asarray(wave, np.float64), ((0, 0), (0, window - hop), (0, 0))).swapaxes(1, 2)
+    edge = (window - hop) // 2
+    padded = np.pad(np.asarray(wave, np.float64), ((0, 0), (edge, edge), (0, 0)), "reflect").swapaxes(1, 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, window, -1)[..., ::hop, :]
     magnitude = np.abs(np.fft.rfft(frames * np.hanning(window + 1)[:-1]))
     filters = librosa.filters.mel(sr=model.sample_rate, n_fft=window, n_mels=model.mels)
@@ -276,7 +277,7 @@ def test_a_step_with_batch_norm_is_finite_and_leaves_the_statistics_of_the_data_
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"segment": 16000 + 1}, "segment is 16001: it is whole hops of 128 samples"),
+        ({"segment": 16000 + 1}, "hop is 128: it divides the segment, 16001"),
         ({"iterations": 0}, "iterations and every entry of"),
         ({"generator_widths": (256, 0)}, "every entry of generator_widths and critic_widths are at least 1"),
         ({"critic_widths": (0,)}, "every entry of generator_widths and critic_widths are at least 1"),
