@@ -36,7 +36,7 @@ class Run:
     model: Model  # the paper's hyper-parameters
     data: Path | None = None  # folder of recordings of any kind; none: the built-in synthesiser
     out: Path  # the run's folder
-    steps: int = 200_000  # training steps in all
+    steps: int  # training steps in all
     seed: int = 0  # of the weights, the noise and the order of the data
     parallel: Literal["jit", "pmap"] = "jit"  # how the step is spread over the devices
     gather: Literal["auto", "host", "device"] = "auto"  # where crops are cut; auto: on an accelerator that has room
@@ -50,7 +50,7 @@ class Run:
     deterministic: bool = False  # bit-for-bit repeatable on a GPU too, slower
 
     def __post_init__(self):
-        for name in ("steps", "log_every", "eval_every", "save_every", "keep", "samples", "patience"):
+        for name in ("steps", "log_every", "eval_every", "eval_clips", "save_every", "keep", "samples", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it is at least 1")
         command.check_seed(self.seed)
@@ -220,7 +220,8 @@ def main(arguments: list[str]) -> int:
             print(f"  {name}: {', '.join(zoo.model_class(name).presets)}")
         return command.DONE if arguments and arguments[0] in ("-h", "--help") else command.WRONG_INPUT
     spec = arguments[0]
-    default = Run(model=zoo.load(spec), out=Path("runs") / spec.replace(":", "-"))
+    model = zoo.load(spec)
+    default = Run(model=model, steps=model.steps, out=Path("runs") / spec.replace(":", "-"))
     run = tyro.cli(Run, default=default, args=arguments[1:], prog=f"train.py {spec}", description=__doc__)
     command.prepare(cache_folder(), run.deterministic)
     return train(run)

@@ -8,8 +8,6 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before PyTorch is loaded: spinning threads would slow the others
 
-import contextlib
-import ctypes
 import dataclasses
 import json
 import sys
@@ -24,7 +22,7 @@ import numpy as np
 from benchmarks.timing import OtherLoad, alternate, quartiles
 from jaxaudio.dsp.griffin_lim import griffin_lim
 from jaxaudio.dsp.stft import frames, magnitudes, pad, spectrum_fft, spectrum_matmul, stft, window
-from jaxaudio.runtime.command import guarded
+from jaxaudio.runtime.command import guarded, keep_freed_memory
 from jaxaudio.runtime.versions import versions
 
 BATCH, LENGTH, SIZE, HOP = 64, 16000, 1024, 256
@@ -117,18 +115,6 @@ def against_librosa(length: int) -> Contestants:
         return found
     theirs = np.ascontiguousarray(magnitude.T)
     return found | {"librosa": lambda: librosa.griffinlim(theirs, hop_length=HOP, init=None, length=length)}
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed; other C libraries are left alone.
-
-    By chance of what was allocated before, it returns a program's buffers to the system after every call or does not:
-    where it does, the same program takes 30 ms instead of 10, one page fault for every 4 KB.
-    """
-    arenas, trim, mmap = (-8, 1), (-1, 2**31 - 1), (-3, 2**30)  # M_ARENA_MAX, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        for option in (arenas, trim, mmap):
-            ctypes.CDLL(None).mallopt(*option)
 
 
 def noise(*shape: int) -> np.ndarray:

@@ -25,11 +25,12 @@ from benchmarks.timing import OtherLoad, alternate, matmul, quartiles
 from jaxaudio import zoo
 from jaxaudio.core import Batch, InputError, Model, Shard, State
 from jaxaudio.nn import conv
-from jaxaudio.runtime.command import guarded
+from jaxaudio.runtime.command import guarded, keep_freed_memory
 from jaxaudio.runtime.parallel import Devices, Step
 from jaxaudio.runtime.versions import revision, versions
 
 MATMUL = 2048
+CLASSES = 10  # of a model that needs labels, as the built-in recordings have
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,8 @@ class Options:
 def measure(options: Options) -> dict[str, object]:
     """One row: what was measured of this model."""
     model = options.model
+    if model.needs_labels and not model.classes:
+        model = dataclasses.replace(model, classes=CLASSES)
     devices = Devices(options.parallel)
     state = jax.jit(lambda: model.init(jax.random.key(0), model.measure(())), out_shardings=devices.replicated)()
     parameters = {name: sum(leaf.size for leaf in jax.tree.leaves(params)) for name, params in state.params.items()}
@@ -175,6 +178,7 @@ def main(arguments: list[str]) -> None:
     """One row per model."""
     import tyro
 
+    keep_freed_memory()
     specs = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
     if not specs:
         raise InputError(

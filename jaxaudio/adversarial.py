@@ -81,6 +81,11 @@ class Adversarial(Morphs):
         """The sound that a picture shows."""
 
     @property
+    def apart(self) -> bool:
+        """Whether the critic sees real and generated pictures in two calls, since it treats a batch as a whole."""
+        return self.batch_norm
+
+    @property
     def needs_labels(self) -> bool:
         """A conditional model cannot do without."""
         return self.conditional
@@ -149,7 +154,12 @@ class Adversarial(Morphs):
         """Scores of real and generated pictures, and the penalty on the slope between them."""
         alpha_key, *calls = jax.random.split(key, 4)
         score = lambda picture, at: self.score(critic, picture, label, at, shard)
-        real_score, fake_score = score(real, calls[0]), score(fake, calls[1])
+        if self.apart:
+            real_score, fake_score = score(real, calls[0]), score(fake, calls[1])
+        else:  # neighbours in one batch: no device needs another's rows
+            both = jnp.stack([real, fake], 1).reshape(-1, *real.shape[1:])
+            scores = self.score(critic, both, jnp.repeat(label, 2), calls[0], shard).reshape(-1, 2)
+            real_score, fake_score = scores[:, 0], scores[:, 1]
         metrics = {"real": jnp.mean(real_score), "fake": jnp.mean(fake_score)}
         if self.loss == "dcgan":
             return jnp.mean(nn.softplus(-real_score) + nn.softplus(fake_score)) / 2, metrics

@@ -74,6 +74,11 @@ class Model(abc.ABC):
     classes: int = 0  # labels; 0: unconditional; filled in from the data
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
 
+    @property
+    def steps(self) -> int:
+        """How many training steps a run takes where none are asked for."""
+        return 200_000
+
     def measure(self, batches: Iterable[Batch]) -> Mapping[str, Array]:
         """Statistics of the training data that `init` needs, from one pass over it; none for most models.
 

@@ -3,10 +3,10 @@
 Two published networks, as fields. `panns`: CNN14 of Kong et al., PANNs, 2020 (arXiv 1912.10211), and its official code:
 blocks of two 3 x 3 convolutions with batch norm, SpecAugment (Park et al. 2019, masks only), mixup (Zhang et al. 2018).
 `sc09`: the network that Donahue et al., Adversarial Audio Synthesis, 2019, score generated digits with. Departs: one
-label per recording (softmax), so AudioSet's tags are not reproduced; averaged weights; in `digits` a random warp of the
-frequency axis (Jaitly & Hinton 2013), cosine decay and AdamW.
+label per recording (softmax), so AudioSet's tags are not reproduced; mixup keeps both of a pair; averaged weights; in
+`digits` a random warp of the frequency axis (Jaitly & Hinton 2013), cosine decay and AdamW.
 
-    python train.py classifier:digits --data FOLDER
+    python train.py classifier:digits --data FOLDER --eval-every 100
 """
 
 import dataclasses
@@ -34,8 +34,8 @@ from jaxaudio.core import (
     descend,
     unless_skipped,
 )
-from jaxaudio.dsp.mel import log_mel, mel_filters
-from jaxaudio.dsp.stft import frame_count
+from jaxaudio.dsp.mel import mel_filters
+from jaxaudio.dsp.stft import frame_count, magnitudes
 from jaxaudio.nn.conv import Conv
 
 Picture = Float[Array, "batch frames mels channels"]
@@ -57,7 +57,8 @@ class Classifier(Classifies):
     low: float = 40.0  # Hz, edge of the lowest band
     high: float = 7800.0  # Hz, edge of the highest band
     scale: Literal["slaney", "htk"] = "htk"  # of the mel bands
-    floor: float = 1e-6  # of the mel bands, before the logarithm
+    norm: Literal["slaney", "none"] = "none"  # slaney: all mel bands have the same area, none: the same height
+    floor: float = 1e-6  # added to the mel bands (sc09), or their least value (panns), before the logarithm
     power: float = 1.0  # 1: mel bands of magnitudes, 2: of powers
 
     network: Literal["sc09", "panns"] = "sc09"  # which published architecture
@@ -91,7 +92,13 @@ class Classifier(Classifies):
             "cnn14": {
                 **{"sample_rate": 32000, "segment": 320000, "batch_size": 32, "gain": "none"},
                 **{"window": 1024, "hop": 320, "mels": 64, "low": 50.0, "high": 14000.0, "scale": "slaney"},
-                **{"floor": 1e-10, "power": 2.0, "network": "panns", "widths": (64, 128, 256, 512, 1024, 2048)},
+                **{
+                    "norm": "slaney",
+                    "floor": 1e-10,
+                    "power": 2.0,
+                    "network": "panns",
+                    "widths": (64, 128, 256, 512, 1024, 2048),
+                },
                 **{"hidden": 2048, "dropout": 0.5, "block_dropout": 0.2, "optimizer": "amsgrad", "learning_rate": 1e-3},
                 **{"mixup": 1.0, "time_masks": 2, "time_width": 64, "mel_masks": 2, "mel_width": 8},
             },
@@ -114,6 +121,16 @@ class Classifier(Classifies):
     def __post_init__(self):
         if not 1 <= self.hop <= self.window:
             raise InputError(f"hop is {self.hop}: it is at least 1 and at most the window, {self.window}")
+        for name in ("batch_size", "channels", "segment"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: it is at least 1")
+        for name in ("mixup", "time_masks", "mel_masks", "learning_rate", "warmup", "decay_steps", "hidden"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}: it is at least 0")
+        if not self.widths or min(self.widths) < 1:
+            raise InputError(f"widths is {self.widths}: a number of channels for each block, 1 block at least")
+        if self.classes == 1:
+            raise InputError("the data has one class: there is nothing to tell apart; give a folder per class")
         smallest = 2 ** (len(self.widths) - (self.network == "panns"))  # CNN14 does not pool behind its last block
         if min(self.shape) < smallest:
             raise InputError(
@@ -135,7 +152,8 @@ class Classifier(Classifies):
     @property
     def filters(self) -> np.ndarray:
         """[bins, mels]."""
-        return mel_filters(self.sample_rate, self.window, self.mels, self.low, self.high, self.scale)
+        norm = None if self.norm == "none" else self.norm
+        return mel_filters(self.sample_rate, self.window, self.mels, self.low, self.high, self.scale, norm)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -149,8 +167,13 @@ class Classifier(Classifies):
 
     @property
     def module(self) -> nn.Module:
-        """(picture, keys or None, shard) -> logits, embedding; in training if there are keys."""
+        """(picture, keys or None, shard) -> logits, embedding; in training, augmented, if there are keys."""
         return {"sc09": SC09, "panns": PANNs}[self.network](self)
+
+    @property
+    def steps(self) -> int:
+        """To where the learning rate has fallen to zero."""
+        return self.decay_steps or super().steps
 
     @property
     def tx(self) -> optax.GradientTransformation:
@@ -196,14 +219,10 @@ class Classifier(Classifies):
         """Cross-entropy with smoothed, mixed targets."""
         keys = shard.keys(key, batch.label.shape[0])
         target = optax.smooth_labels(jax.nn.one_hot(batch.label, self.classes), self.smoothing)
+        target = mixed(target, keys, self.mixup)
         picture = self.augment(self.picture(batch.wave), keys)
         given = {"params": network, "batch_stats": statistics}
-        apply = partial(self.module.apply, given, mutable="batch_stats")
-        if self.mixup:
-            draw = lambda key: jax.random.beta(jax.random.fold_in(key, 1), self.mixup, self.mixup)
-            share = jax.vmap(draw)(keys)
-            picture, target = mixed(picture, share), mixed(target, share)
-        (logits, _), changed = apply(picture, keys, shard)
+        (logits, _), changed = self.module.apply(given, picture, keys, shard, mutable="batch_stats")
         right = jnp.argmax(logits, -1) == jnp.argmax(target, -1)
         metrics = {"accuracy": jnp.mean(right.astype(jnp.float32)), "statistics": changed["batch_stats"]}
         return jnp.mean(optax.softmax_cross_entropy(logits, target)), metrics
@@ -211,12 +230,13 @@ class Classifier(Classifies):
     def picture(self, wave: Wave) -> Picture:
         """Log-mel bands [batch, frames, mels, channels]."""
         wave = jnp.moveaxis(wave.astype(jnp.float32), -1, 1)
-        options = {"power": self.power, "floor": self.floor, "padding": self.padding}
-        return jnp.moveaxis(log_mel(wave, self.filters, self.window, self.hop, **options), 1, -1)
+        bands = magnitudes(wave, self.window, self.hop, padding=self.padding) ** self.power @ jnp.asarray(self.filters)
+        bands = bands + self.floor if self.network == "sc09" else jnp.maximum(bands, self.floor)
+        return jnp.moveaxis(jnp.log(bands), 1, -1)
 
     def augment(self, picture: Picture, keys: Key[Array, "batch"]) -> Picture:
-        """Stretched along the frequency axis and moved in time, each example by its own key; masks come in the network,
-        behind its first normalisation."""
+        """Stretched along the frequency axis and moved in time, each example by its own key; masks and mixup come in
+        the network, behind its first normalisation."""
 
         def one(picture, key):
             frames, mels, _ = picture.shape
@@ -249,8 +269,14 @@ class Classifier(Classifies):
         return self.module.apply(given, self.picture(wave), None, Shard())
 
 
-def mixed(x: Float[Array, "batch ..."], share: Float[Array, "batch"]) -> Float[Array, "batch ..."]:
-    """Every row, and its neighbour in the pair (0, 1), (2, 3), ... in the place of 1 - share of it."""
+def mixed(x: Float[Array, "batch ..."], keys: Key[Array, "batch"] | None, alpha: float) -> Float[Array, "batch ..."]:
+    """Every row mixed with its neighbour in the pair (0, 1), (2, 3), ..., its share drawn from Beta(alpha, alpha) by
+    its key; x itself without keys or with alpha 0. Raises InputError for an odd number of rows."""
+    if not alpha or keys is None:
+        return x
+    if len(x) % 2:
+        raise InputError(f"mixup pairs neighbours, but a device has {len(x)} rows: give it an even number")
+    share = jax.vmap(lambda key: jax.random.beta(jax.random.fold_in(key, 1), alpha, alpha))(keys)
     other = jnp.flip(x.reshape(-1, 2, *x.shape[1:]), 1).reshape(x.shape)
     share = share.reshape(-1, *[1] * (x.ndim - 1))
     return share * x + (1 - share) * other
@@ -271,7 +297,7 @@ def hidden_stripes(x: Float[Array, "..."], keys: Key[Array, "batch"], axis: int,
     def one(x, key):
         place = jnp.arange(x.shape[axis - 1]).reshape([-1 if n == axis - 1 else 1 for n in range(x.ndim)])
         for i in range(count):
-            width_key, start_key = jax.random.split(jax.random.fold_in(key, 2 * i + axis))
+            width_key, start_key = jax.random.split(jax.random.fold_in(key, 10 + 2 * i + axis))
             wide = jax.random.randint(width_key, (), 0, width + 1)
             start = jax.random.randint(start_key, (), 0, x.shape[axis - 1] - wide + 1)
             x = jnp.where((place >= start) & (place < start + wide), 0.0, x)
@@ -284,7 +310,7 @@ def dropout(x: Float[Array, "..."], rate: float, keys: Key[Array, "batch"] | Non
     """Zeros with probability `rate`, drawn per example; `place` tells the layers of a network apart."""
     if not rate or keys is None:
         return x
-    draw = lambda key: jax.random.bernoulli(jax.random.fold_in(key, 100 + place), 1 - rate, x.shape[1:])
+    draw = lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1000 + place), 1 - rate, x.shape[1:])
     return jnp.where(jax.vmap(draw)(keys), x / (1 - rate), 0.0)
 
 
@@ -301,6 +327,7 @@ class PANNs(nn.Module):
         if keys is not None:
             x = hidden_stripes(x, keys, 1, model.time_masks, model.time_width)
             x = hidden_stripes(x, keys, 2, model.mel_masks, model.mel_width)
+        x = mixed(x, keys, model.mixup)
         for i, width in enumerate(model.widths):
             for n in (0, 1):
                 conv = Conv(width, (3, 3), (1, 1), use_bias=False, dtype=model.dtype, name=f"conv_{i}_{n}")
@@ -326,7 +353,7 @@ class SC09(nn.Module):
     def __call__(self, picture: Picture, keys: Any, shard: Shard) -> tuple[Logits, Float[Array, "batch features"]]:
         model = self.model
         norm = partial(nn.BatchNorm, keys is None, momentum=0.99, epsilon=1e-3, axis_name=shard.axis)
-        x = picture
+        x = mixed(picture, keys, model.mixup)
         for i, width in enumerate(model.widths):
             x = norm(name=f"norm_{i}", axis=2 if i == 0 else -1, dtype=model.dtype)(x)
             x = nn.relu(Conv(width, (5, 5), (1, 1), dtype=model.dtype, name=f"conv_{i}")(x))

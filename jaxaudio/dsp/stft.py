@@ -154,11 +154,7 @@ def magnitudes(
     x: Float[Array, "*batch time"], size: int, hop: int, window: Window = "hann", padding: str = "tensorflow"
 ) -> Float[Array, "*batch frames bins"]:
     """|STFT|. Values below 1e-19 come out as 0, and the gradient of a bin that is 0 is 0."""
-    spectrum = stft(x, size, hop, window, padding)
-    # Not jnp.abs: its derivative divides complex numbers, a tenth of the time of the whole gradient.
-    power = spectrum.real**2 + spectrum.imag**2
-    silent = power == 0  # and what is not a number stays that
-    return jnp.where(silent, 0, jnp.sqrt(jnp.where(silent, 1, power)))
+    return _modulus(stft(x, size, hop, window, padding))
 
 
 def pad(x: Float[Array, "*batch time"], size: int, hop: int, padding: str) -> Float[Array, "*batch padded"]:
@@ -206,6 +202,21 @@ def _sides(length: int, size: int, hop: int, padding: str) -> tuple[int, int]:
     if before < 0:
         raise InputError(f"hop is {hop}: padding {padding!r} needs one of at most size = {size}")
     return before, behind
+
+
+@jax.custom_jvp
+def _modulus(z: Spectrum) -> Float[Array, "*batch frames bins"]:
+    """|z|. Not jnp.abs, whose derivative divides complex numbers: a tenth of the time of the whole gradient."""
+    return jnp.sqrt(z.real**2 + z.imag**2)
+
+
+@_modulus.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """d|z| = Re(conj(z) dz) / |z|, and 0 at 0."""
+    (z,), (dz,) = primals, tangents
+    modulus = _modulus(z)
+    scale = 1 / jnp.where(modulus > 0, modulus, jnp.inf)
+    return modulus, scale * (z.real * dz.real + z.imag * dz.imag)
 
 
 def _around(length: int, size: int, hop: int, padding: str) -> tuple[int, int]:

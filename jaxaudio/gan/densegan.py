@@ -25,6 +25,7 @@ from jaxaudio.core import InputError, Labels, Shard, Wave
 from jaxaudio.dsp.griffin_lim import griffin_lim
 from jaxaudio.dsp.mel import log_mel, mel_filters, mel_inverse
 from jaxaudio.dsp.moments import moments, restore, standardise
+from jaxaudio.dsp.stft import frame_count
 
 DEVIATIONS = 3.0  # standard deviations that the range of the pictures spans to either side
 FLOOR = 1e-5  # of the mel magnitudes, before the logarithm
@@ -69,6 +70,10 @@ class DenseGAN(Adversarial):
         if not 1 <= self.hop <= self.window or self.segment % self.hop:
             raise InputError(
                 f"hop is {self.hop}: it divides the segment, {self.segment}, and is at most the window, {self.window}"
+            )
+        if frame_count(self.segment, self.window, self.hop, PADDING) != self.shape[0]:
+            raise InputError(
+                f"window {self.window} less hop {self.hop} is odd: frames lie around their hops, make it even"
             )
         if min((self.iterations, *self.generator_widths, *self.critic_widths)) < 1:
             raise InputError("iterations and every entry of generator_widths and critic_widths are at least 1")

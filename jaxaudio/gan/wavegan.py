@@ -73,6 +73,11 @@ class WaveGAN(Adversarial):
         """Table 4."""
         return Critic(self)
 
+    @property
+    def apart(self) -> bool:
+        """Phase shuffle moves all clips of a call alike."""
+        return self.batch_norm or self.shuffle > 0
+
     def picture(self, wave, measured) -> Wave:
         """The critic hears the sound itself."""
         del measured

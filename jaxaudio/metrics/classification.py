@@ -18,10 +18,12 @@ def mean_average_precision(
 ) -> float:
     """The mean over classes of the average precision, sum over thresholds of (recall gained) * precision; 0 to 1.
 
-    labels: [n] class indices, or [n, classes] of 0 and 1 where a row has several labels. Scores need an order only:
-    logits will do; equal ones share a threshold. A class without a positive row has no precision and is left out of
-    the mean. As scikit-learn's `average_precision_score(average="macro")`. Higher is better. Raises InputError where no
-    class has a positive, or a score is not finite.
+    labels: [n] class indices, or [n, classes] of 0 and 1 where a row has several labels. Scores are ranked from row to
+    row, within each class, and equal ones share a threshold: of a softmax classifier pass the probabilities in float64,
+    since logits are known up to a constant of each row; of a sigmoid one its logits rank alike. A class without a
+    positive row has no precision and is left out of the mean. As scikit-learn's
+    `average_precision_score(average="macro")`. Higher is better. Raises InputError where no class has a positive, or a
+    score is not finite.
     """
     _pair("scores", scores, "labels", labels)
     if not np.isfinite(scores).all():

@@ -53,7 +53,9 @@ def render(folder: Path) -> str:
     head = f'<h1>{text(name)}</h1><p class="soft">{text(kind or "a run")}{_origin(run)}</p>'
     foot = f"Written {time.strftime('%Y-%m-%d %H:%M:%S %z')} from the files in this run's folder."
     taken = len(page("", head, list(parts.items()), foot).encode())
-    parts["Sounds"] = report_sounds.section(folder / "samples", LIMIT - taken)
+    samples = folder / "samples"
+    silent = any(name.startswith("valid/") for name in curves) and not report_sounds.find(samples)  # makes no sound
+    parts["Sounds"] = "" if silent else report_sounds.section(samples, LIMIT - taken)
     title = f"{name} · {kind}" if kind else name
     return page(title, head, [(heading, part) for heading, part in parts.items() if part], foot)
 

@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -10,12 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from scipy.special import softmax
 
 from jaxaudio.core import Classifies, InputError, Model, Params
 from jaxaudio.data import audio
 from jaxaudio.runtime.folder import Trained
 
 NEEDS = Classifies
+Judge = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # of `judge_of`
+
 ROWS = 16  # parts of recordings that are classified at once
 
 
@@ -42,13 +45,14 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path | 
     del seed, out
     if options.top < 1:
         raise InputError(f"top is {options.top}: ask for at least one class")
-    found = list(judged(trained, list(recordings(options.files))))
-    usable = [each for each in found if each.probabilities is not None]
-    if not usable:
-        raise InputError(f"none of {len(found)} recordings can be used; the first: {found[0].path}: {found[0].problem}")
-    width = min(48, max(len(audio.shown(each.path)) for each in found))
-    for each in found:
-        print(f"{audio.shown(each.path)[-width:]:{width}}  {told(each, trained.labels, options.top)}")
+    paths, found = list(recordings(options.files)), []
+    width = min(48, max(len(audio.shown(path)) for path in paths))
+    for each in judged(trained, paths):
+        print(f"{audio.shown(each.path)[-width:]:{width}}  {told(each, trained.labels, options.top)}", flush=True)
+        found.append(each)
+    if all(each.probabilities is None for each in found):
+        first = f"{audio.shown(found[0].path)}: {found[0].problem}"
+        raise InputError(f"none of {len(found)} recordings can be used; the first: {first}")
     if options.csv:
         write(options.csv, found, trained.labels)
     return options.csv
@@ -75,11 +79,20 @@ def judged(trained: Trained, paths: Sequence[Path]) -> Iterator[Judged]:
         except audio.Unusable as reason:
             yield Judged(path, None, str(reason))
             continue
-        logits, _ = judge(parts_of(wave, trained.model))
-        yield Judged(path, np.asarray(jax.nn.softmax(logits)).mean(0))
+        yield Judged(path, hear(judge, [wave], trained.model)[0][0])
 
 
-def judge_of(model: Classifies, params: Params):
+def hear(judge: Judge, waves: Sequence[np.ndarray], model: Model) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities [n, classes] and embeddings [n, features] of sounds [frames, channels], each the mean over its
+    parts, in float64."""
+    parts = [parts_of(wave, model) for wave in waves]
+    counts = np.array([len(each) for each in parts])
+    logits, embeddings = judge(np.concatenate(parts))
+    mean = lambda x: np.add.reduceat(x, np.cumsum(counts) - counts) / counts[:, None]
+    return mean(softmax(logits.astype(np.float64), 1)), mean(embeddings.astype(np.float64))
+
+
+def judge_of(model: Classifies, params: Params) -> Judge:
     """wave [n, segment, channels] -> logits [n, classes] and embeddings [n, features] as numpy, in batches of one
     size, so that there is one compilation."""
     program = jax.jit(model.classify)

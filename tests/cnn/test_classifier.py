@@ -4,9 +4,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import librosa
 import numpy as np
 import pytest
 
+import train
 from jaxaudio import zoo
 from jaxaudio.cnn import classifier as K
 from jaxaudio.cnn.classifier import Classifier
@@ -72,9 +74,12 @@ def test_cnn14s_blocks_equal_pytorchs():
 
 
 def test_mixup_mixes_a_pair_with_each_other_and_no_one_else():
-    x, share = jnp.arange(8.0).reshape(4, 2), jnp.array([1.0, 0.25, 0.5, 0.0])
-    want = [[0, 1], [0.25 * 2 + 0.75 * 0, 0.25 * 3 + 0.75 * 1], [5, 6], [4, 5]]
-    np.testing.assert_allclose(K.mixed(x, share), want)
+    x, keys = jnp.arange(8.0).reshape(4, 2), jax.random.split(jax.random.key(0), 4)
+    share = np.asarray(jax.vmap(lambda key: jax.random.beta(jax.random.fold_in(key, 1), 0.5, 0.5))(keys))[:, None]
+    np.testing.assert_allclose(K.mixed(x, keys, 0.5), share * x + (1 - share) * x[jnp.array([1, 0, 3, 2])], rtol=1e-6)
+    assert K.mixed(x, None, 0.5) is x
+    with pytest.raises(InputError, match="a device has 3 rows"):
+        K.mixed(x[:3], keys[:3], 0.5)
 
 
 def test_masks_hide_whole_stripes_of_at_most_their_width_and_another_one_in_every_example():
@@ -153,6 +158,24 @@ def test_any_level_gives_finite_logits(state, how):
     assert np.isfinite(embedding).all()
 
 
+def test_the_pictures_are_the_official_codes():
+    """sc09: TensorFlow's frames, bands of one height, log(x + 1e-6); panns: torchlibrosa's, powers, at least 1e-10."""
+    sc09, panns = (dataclasses.replace(zoo.load(f"classifier:{name}"), classes=3) for name in ("sc09", "cnn14"))
+    wave = np.asarray(waves(2, dataclasses.replace(sc09, segment=16384)), np.float64)[:, :, 0]
+    padded = np.pad(wave, ((0, 0), (0, sc09.window - sc09.hop)))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, sc09.window, -1)[:, :: sc09.hop]
+    level = np.abs(np.fft.rfft(frames * np.hanning(sc09.window + 1)[:-1]))
+    filters = librosa.filters.mel(sr=16000, n_fft=1024, n_mels=128, fmin=40, fmax=7800, htk=True, norm=None)
+    ours = sc09.picture(jnp.asarray(wave[..., None], jnp.float32))[..., 0]
+    np.testing.assert_allclose(ours, np.log(level @ filters.T + 1e-6), rtol=1e-4, atol=1e-4)
+    long = np.random.default_rng(0).standard_normal(4000) * 0.1
+    theirs = librosa.feature.melspectrogram(
+        y=long, sr=32000, n_fft=1024, hop_length=320, n_mels=64, fmin=50, fmax=14000, pad_mode="reflect"
+    )
+    ours = panns.picture(jnp.asarray(long[None, :, None], jnp.float32))[0, ..., 0]
+    np.testing.assert_allclose(ours, np.log(np.maximum(theirs.T, 1e-10)), rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize(("optimizer", "moments"), [("sgd", 0), ("adamw", 2), ("amsgrad", 3)])
 def test_every_optimiser_steps_downhill(optimizer, moments):
     model = dataclasses.replace(TINY, optimizer=optimizer, warmup=2, decay_steps=6, learning_rate=0.1)
@@ -186,6 +209,10 @@ def test_the_sc09_network_trains_and_its_statistics_see_the_whole_batch():
         ({"widths": (8,) * 6}, "halve both"),
         ({"hop": 0}, "hop is 0"),
         ({"hop": 512}, "at most the window, 256"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"mixup": -1.0}, "mixup is -1.0"),
+        ({"widths": ()}, "widths is"),
+        ({"classes": 1}, "one class"),
         ({"mel_width": 17}, "mel_width 17"),
         ({"batch_size": 7}, "mixup pairs neighbours"),
         ({"dropout": 1.0}, "dropout is 1.0"),
@@ -196,3 +223,15 @@ def test_the_sc09_network_trains_and_its_statistics_see_the_whole_batch():
 def test_fields_that_do_not_fit_together_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
         dataclasses.replace(TINY, **fields)
+
+
+def test_a_run_ends_where_the_learning_rate_does(monkeypatch):
+    """Without --steps; a model without a decay takes as many as any other."""
+    digits = zoo.load("classifier:digits")
+    assert digits.steps == digits.decay_steps
+    assert zoo.load("classifier:sc09").steps == zoo.load("wavegan").steps
+    asked = []
+    monkeypatch.setattr(train, "train", lambda run: asked.append(run.steps))
+    train.main(["classifier:digits"])
+    train.main(["classifier:digits", "--steps", "7"])
+    assert asked == [digits.decay_steps, 7]

@@ -283,6 +283,7 @@ def test_a_step_with_batch_norm_is_finite_and_leaves_the_statistics_of_the_data_
         ({"critic_widths": (0,)}, "every entry of generator_widths and critic_widths are at least 1"),
         ({"window": 256}, "of 128 mel bands hold no bin of a window of 256 samples"),
         ({"mels": 0}, "n_mels is 0"),
+        ({"window": 1023}, "window 1023 less hop 128 is odd"),
         ({"latent": 0}, "latent is 0: it is at least 1"),
         ({"batch_size": 63, "n_critic": 5}, "batch_size 63 does not split into n_critic 5"),
         ({"loss": "wgan-gp", "batch_norm": True}, "the penalty is per example"),

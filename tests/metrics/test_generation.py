@@ -1,5 +1,7 @@
 """Scores of generators against closed forms, brute force and scipy."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -111,6 +113,28 @@ def test_the_frechet_distance_is_nothing_to_itself_and_finite_with_fewer_clips_t
     assert generation.frechet_distance(np.zeros((3, 4)), np.zeros((5, 4))) == 0
 
 
+@pytest.mark.parametrize(("n", "m"), [(40, 40), (12, 90), (7, 31)])
+def test_the_frechet_distance_is_the_same_by_rows_and_by_columns(n, m):
+    """Features that are always 0 change nothing but the route."""
+    rng = np.random.default_rng(3)
+    mix = rng.standard_normal((10, 10))
+    a, b = rng.standard_normal((n, 10)) @ mix, rng.standard_normal((m, 10)) + 0.5
+    wide = [np.pad(x, ((0, 0), (0, 190))) for x in (a, b)]
+    by_columns = generation.frechet_distance(a, b)
+    assert generation.frechet_distance(*wide) == pytest.approx(by_columns, rel=1e-9)
+    assert generation.frechet_distance(*wide[::-1]) == pytest.approx(by_columns, rel=1e-9)
+
+
+def test_the_frechet_distance_of_few_wide_rows_forms_no_covariance():
+    a, b = (np.random.default_rng(seed).standard_normal((30, 3000)) for seed in range(2))
+    tracemalloc.start()
+    distance = generation.frechet_distance(a, b)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert distance > 0
+    assert peak < 20e6, "a covariance has 72 MB"
+
+
 @pytest.mark.parametrize("rows", [(150, 150), (120, 240), (60, 60)])
 def test_extrapolating_the_frechet_distance_takes_off_nine_tenths_of_its_bias(rows):
     deviations, mean = np.linspace(0.5, 1.5, 16), np.full(16, 0.2)
@@ -162,13 +186,15 @@ def test_a_copy_is_at_no_distance_and_an_offset_of_all_clips_changes_nothing():
 
 def test_memorisation_is_about_1_for_new_clips_and_0_for_copies_and_more_for_clips_far_off():
     draw = lambda seed: gaussian(seed, 400, 0, np.ones(8))
-    train, held_out = draw(0), draw(1)
-    assert generation.memorisation(draw(2), train, held_out) == pytest.approx(1, abs=0.1)
-    assert generation.memorisation(train[:50], train, held_out) == 0
-    assert generation.memorisation(train + 0.01 * draw(3), train, held_out) < 0.05
-    assert generation.memorisation(draw(4) + 5, train, held_out) > 3
+    train = draw(0)
+    near = lambda clips: generation.nearest_distances(clips, train)
+    held_out = near(draw(1))
+    assert generation.memorisation(near(draw(2)), held_out) == pytest.approx(1, abs=0.1)
+    assert generation.memorisation(near(train[:50]), held_out) == 0
+    assert generation.memorisation(near(train + 0.01 * draw(3)), held_out) < 0.05
+    assert generation.memorisation(near(draw(4) + 5), held_out) > 3
     with pytest.raises(InputError, match="held_out clip is in train"):
-        generation.memorisation(draw(2), train, train)
+        generation.memorisation(held_out, near(train))
 
 
 def test_diversity_is_the_root_mean_square_distance_of_all_pairs():
