@@ -72,7 +72,9 @@ def score(references: Path, estimates: Path, sample_rate: int, resamples: int = 
     if unreadable:
         each = "; ".join(shortened(unreadable))
         left_out.append(f"{len(unreadable)} of {len(names)} pairs, which can't be read: {each}")
-    for what, cut in zip(("the end of the longer sound", f"what lies beyond a multiple of {GRID_MS} ms"), cuts, strict=True):
+    for what, cut in zip(
+        ("the end of the longer sound", f"what lies beyond a multiple of {GRID_MS} ms"), cuts, strict=True
+    ):
         if any(cut):
             seconds = max(cut) / sample_rate
             left_out.append(f"{what}, in {np.count_nonzero(cut)} of {readable} pairs, {seconds:.3g} s at most")

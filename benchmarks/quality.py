@@ -3,291 +3,322 @@
 Scores whatever a trained run can do on held-out recordings, with 95 % intervals, and adds a section to its report.html.
     generators    against recordings: distances, memorisation, and what a classifier run hears in the sounds
     classifiers   accuracy, average precision, accuracy per speaker (or other group), confusion
-    --pairs A B   without a run: the files of folder B (compressed, restored, vocoded) against those of A
+Files against files of the same name: python -m benchmarks.pairs.
 """
 
 import dataclasses
-import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from scipy.special import log_softmax, softmax
 
+from benchmarks.recordings import (
+    BATCH,
+    Taken,
+    clips_of,
+    data_of,
+    in_batches,
+    in_turn,
+    load_embeddings,
+    sounds_of,
+    together,
+    trained_on,
+)
+from benchmarks.scorecard import Card, Row, deliver, origin
 from jaxaudio.core import Classifies, Generates, InputError
-from jaxaudio.data import audio, synth
-from jaxaudio.data.clips import Clips, Plan
-from jaxaudio.data.pack import Folder, Pack, cache_folder, open_pack
+from jaxaudio.data.audio import shown
+from jaxaudio.data.clips import Clips
+from jaxaudio.data.pack import Pack, cache_folder
 from jaxaudio.dsp.mel import log_mel, mel_filters
 from jaxaudio.losses import spectral_energy_distance
 from jaxaudio.metrics import classification as C
 from jaxaudio.metrics import generation as G
-from jaxaudio.metrics import pairs as P
 from jaxaudio.metrics.bootstrap import interval, jackknife_interval, mean_interval
 from jaxaudio.runtime import command, report
 from jaxaudio.runtime.confusion import draw_confusion
 from jaxaudio.runtime.folder import Trained, trained
-from jaxaudio.runtime.versions import revision, versions
-from jaxaudio.tasks.classify import judge_of
+from jaxaudio.tasks.classify import hear, judge_of
 
-BATCH = 50  # sounds made at once
 MEMORY = (2048, 512, 64)  # window, hop and mel bands of the pictures whose distances tell copies
+KNOWN = 1024  # pictures of training recordings that are held at once
+SEVERAL = 50  # groups (speakers) up to which each has a row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """Of this benchmark."""
 
-    run: Annotated[Path | None, tyro.conf.Positional] = None  # the folder that train.py wrote
-    data: Path | None = None  # folder of recordings; none: the run's own
+    run: Annotated[Path, tyro.conf.Positional]  # the folder that train.py wrote
+    data: Path | None = None  # folder of recordings to compare with; none: the run's own
     classifier: Path | None = None  # a classifier's run, trained on recordings of the same kind
     embeddings: Path | None = None  # .npz of real and fake [clips, features] from a network of your own
     split: Literal["valid", "test", "train"] = "valid"  # which recordings are compared with
-    n: int = 1000  # sounds made, and recordings taken at most
+    n: int = 1000  # of a generator: sounds made, and recordings taken at most; a classifier gets the whole split
     seed: int = 0  # of the sounds and of the intervals
     checkpoint: str = "latest"  # latest, best, or a step's number
     resamples: int = 200  # of the bootstrap
-    pairs: tuple[Path, Path] | None = None  # references and estimates, by file name; no run
-    sample_rate: int = 16000  # Hz, of --pairs: files of another rate are resampled
     json: Path | None = None  # the scores are written there too
 
 
-class Row(NamedTuple):
-    """A line of the scorecard. `better`: higher, lower, or nothing where the value is to be compared."""
+class Given(NamedTuple):
+    """What the options name, opened."""
 
-    metric: str
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-    unit: str = ""
-    better: str = ""
-    note: str = ""
+    options: Options
+    run: Trained
+    pack: Pack  # the recordings to compare with
+    judge: Trained | None
+    embeddings: Mapping[str, np.ndarray] | None
 
+    @property
+    def how(self) -> dict[str, int]:
+        """Of intervals."""
+        return {"resamples": self.options.resamples, "seed": self.options.seed}
 
-class Card(NamedTuple):
-    """A table of scores: `pictures` are file names in the run's folder `scores`."""
-
-    name: str
-    title: str
-    rows: list[Row]
-    left_out: list[str]
-    pictures: Mapping[str, Callable[[Path], Any]] = {}
+    @property
+    def recordings(self) -> str:
+        """What those that are compared with are called."""
+        return "training recordings" if self.options.split == "train" else "held-out recordings"
 
 
 def main(arguments: list[str]) -> None:
-    """Prints the cards of the run, or of the pairs."""
+    """Prints the cards of the run."""
     options = tyro.cli(Options, args=arguments, prog="benchmarks.quality", description=__doc__)
     command.prepare(cache_folder())
-    if (options.run is None) == (options.pairs is None):
-        raise InputError("name a run's folder, or two folders with --pairs")
+    began = time.perf_counter()
+    given = opened(options)
+    about = {**origin("benchmarks.quality", arguments), "step": given.run.step}
+    if isinstance(given.run.model, Generates):
+        deliver(of_generator(given), about, options.run / "scores", options.json)
+    if isinstance(given.run.model, Classifies):
+        deliver(of_classifier(given), about, options.run / "scores", options.json)
+    print(f"scored in {time.perf_counter() - began:.0f} s -> {shown(report.write(options.run))}")
+
+
+def opened(options: Options) -> Given:
+    """Everything that the options name; what is wrong with them is said here, before a sound is made."""
+    command.check_seed(options.seed)
     if options.n < 2:
         raise InputError(f"n is {options.n}: scores need 2 sounds at least")
-    began = time.perf_counter()
-    if options.pairs:
-        cards, run = [of_pairs(*options.pairs, options.sample_rate, options.resamples)], None
-    else:
-        run = trained(options.run, options.checkpoint)
-        cards = list(of_run(run, options))
-    about = {"command": " ".join(["python -m benchmarks.quality", *arguments]), "step": run.step if run else 0}
-    about |= {"when": time.strftime("%Y-%m-%d %H:%M"), "versions": versions(), "git": revision()}
-    for card in cards:
-        print(table(card))
-        if run:
-            write(options.run / "scores", card, about)
-        if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            with open(options.json, "a") as file:
-                file.write(json.dumps(as_json(card, about)) + "\n")
-    print(f"scored in {time.perf_counter() - began:.0f} s", end="")
-    print(f" -> {report.write(options.run)}" if run else "" if options.json is None else f" -> {options.json}")
+    mean_interval(np.zeros(2), options.resamples)  # refuses too few resamples
+    embeddings = load_embeddings(options.embeddings) if options.embeddings else None
+    run = trained(options.run, options.checkpoint)
+    if not isinstance(run.model, Generates | Classifies):
+        raise InputError(f"{shown(run.folder)} can do nothing that is scored here: generators and classifiers are")
+    judge = judge_for(run, trained(options.classifier)) if options.classifier else None
+    return Given(options, run, data_of(run, options.data), judge, embeddings)
 
 
-def of_run(run: Trained, options: Options) -> Iterator[Card]:
-    """A card for each thing that the run can do and that can be scored."""
-    pack = data_of(run, options)
-    known = False
-    if isinstance(run.model, Generates):
-        known = True
-        yield of_generator(run, pack, options)
-    if isinstance(run.model, Classifies):
-        known = True
-        yield of_classifier(run, pack, options)
-    if not known:
-        raise InputError(f"{run.folder} can do nothing that is scored here: generators and classifiers are")
-
-
-def data_of(run: Trained, options: Options) -> Pack:
-    """The recordings: those asked for, or those of the run."""
-    model, folder = run.model, options.data
-    if folder is None:
-        stated = json.loads((run.folder / "run.json").read_text())["data"]["folder"]
-        folder = None if stated == "None" else Path(stated)
-    if folder is None:
-        return open_pack(synth.Recordings(model.sample_rate, model.channels, model.segment))
-    return open_pack(Folder(folder, model.sample_rate, model.channels))
+def judge_for(run: Trained, judge: Trained) -> Trained:
+    """The classifier's run, if it hears what the run makes."""
+    if not isinstance(judge.model, Classifies):
+        where = shown(judge.folder)
+        raise InputError(f"{where} is no classifier's run: train one with python train.py classifier:digits")
+    if (judge.model.sample_rate, judge.model.channels) != (run.model.sample_rate, run.model.channels):
+        raise InputError(
+            f"{shown(judge.folder)} hears {judge.model.channels} channels at {judge.model.sample_rate} Hz, "
+            f"{shown(run.folder)} has {run.model.channels} at {run.model.sample_rate} Hz: train a classifier of that "
+            "rate and channel count"
+        )
+    return judge
 
 
 # ------------------------------------------------------------------------------------------------------- generators
 
 
-def of_generator(run: Trained, pack: Pack, options: Options) -> Card:
+def of_generator(given: Given) -> Card:
     """Generated sounds against held-out recordings, and against the training set."""
-    real, train = (clips_of(run, pack, split, options.n) for split in (options.split, "train"))
+    options, run = given.options, given.run
+    real = together(in_turn(clips_of(run, given.pack, options.split), options.n))
+    known, gone = None, ""
+    try:
+        known = Clips(trained_on(run, given.pack), run.model, 0, "train")
+    except InputError as reason:
+        gone = str(reason)
     asked = np.arange(options.n) % len(run.labels) if run.labels else None
-    fake = sounds_of(run, options.n, asked, options.seed)
-    how, left_out = {"resamples": options.resamples, "seed": options.seed}, []
-    rows = [*signal_rows(real.wave, fake, how), *memory_rows(run, real.wave, fake, train.wave, how)]
-    if options.classifier:
-        judge = trained(options.classifier)
-        rows += classifier_rows(judge, run, real, train, fake, asked, how, left_out)
+    fake, left_out = sounds_of(run, options.n, asked, options.seed), []
+    rows = [*signal_rows(given, real.wave, fake, left_out), *memory_rows(given, real.wave, fake, known, gone, left_out)]
+    if given.judge:
+        rows += classifier_rows(given, real, fake, asked, known, gone, left_out)
     else:
         left_out.append("Inception Score and its kin, Frechet distance, label accuracy: name a run with --classifier")
-    if options.embeddings:
-        given = load_embeddings(options.embeddings)
-        rows += frechet_rows(given["real"], given["fake"], f"embedding of {options.embeddings.name}", left_out)
-    return Card(
-        "generated", f"{options.n} generated sounds, {len(real.wave)} recordings ({options.split})", rows, left_out
-    )
+    if given.embeddings:
+        of = f"embedding of {shown(options.embeddings.name)}"
+        rows += frechet_rows(given.embeddings["real"], given.embeddings["fake"], of, left_out)
+    title = f"{options.n} generated sounds, {len(real.wave)} recordings ({options.split})"
+    return Card("generated", title, rows, left_out)
 
 
-class Taken(NamedTuple):
-    """Recordings as the model hears them: wave [n, segment, channels], label [n], group [n] by name."""
-
-    wave: np.ndarray
-    label: np.ndarray
-    group: np.ndarray
-
-
-def clips_of(run: Trained, pack: Pack, split: str, most: int) -> Taken:
-    """At most so many recordings of a split, evenly spread over it."""
-    clips = Clips(pack, run.model, 0, split)
-    if clips.units < 2:
-        raise InputError(
-            f"{clips.units} recordings in the split {split}: scores need 2 at least; choose another --split"
-        )
-    names = np.array([*pack.groups, ""])
-    waves, labels, groups = [], [], []
-    for plan, count in clips.survey(most):
-        batch = clips.gather(Plan(*(field[:count] for field in plan)))
-        which = np.searchsorted(clips.start, plan.start[:count], side="right") - 1
-        waves.append(batch.wave)
-        labels.append(batch.label)
-        groups.append(names[pack.group[clips.chosen[which]]])
-    return Taken(*(np.concatenate(parts) for parts in (waves, labels, groups)))
-
-
-def sounds_of(run: Trained, n: int, asked: np.ndarray | None, seed: int) -> np.ndarray:
-    """[n, segment, channels], made from the seed alone; with labels if the model is conditional."""
-    make, made = jax.jit(run.model.generate, static_argnums=(2, 3)), []
-    for i in range(-(-n // BATCH)):
-        label = None if asked is None else jnp.asarray(np.resize(asked[i * BATCH : (i + 1) * BATCH], BATCH))
-        key = jax.random.fold_in(jax.random.key(seed), i)
-        made.append(np.asarray(make(run.params, key, BATCH, run.model.segment, label)))
-    return np.concatenate(made)[:n]
-
-
-def signal_rows(real: np.ndarray, fake: np.ndarray, how: Mapping[str, int]) -> list[Row]:
+def signal_rows(given: Given, real: np.ndarray, fake: np.ndarray, left_out: list[str]) -> list[Row]:
     """What needs no other network."""
-    rng = np.random.default_rng(how["seed"])
-    n = min(len(real), len(fake))
-    halves = (rng.permutation(x)[:n] for x in (real, fake))
-    energy = in_batches(jax.jit(spectral_energy_distance), *halves).astype(np.float64)
-    silent = float(np.mean(np.abs(fake).max((1, 2)) < 1e-3))
+    name, rows = "spectral energy distance", []
     note = "energy distance of log spectra; 0: the same distribution; pairs of sounds drawn at random"
-    rows = [Row("spectral energy distance", energy.mean(), *mean_interval(energy, **how), n, "nepers", "lower", note)]
+    rng = np.random.default_rng(given.options.seed)
+    try:
+        energy, n = energies(rng.permutation(real), rng.permutation(fake))
+        rows.append(Row(name, energy.mean(), *mean_interval(energy, **given.how), n, "nepers", "lower", note))
+    except InputError as reason:
+        left_out.append(f"{name}: {reason}")
+    silent = float(np.mean(np.abs(fake).max((1, 2)) < 1e-3))
     if silent:
         rows.append(Row("silent sounds", silent, None, None, len(fake), "", "lower", "share with a peak below 0.001"))
     return rows
 
 
-def memory_rows(run: Trained, real, fake, train, how) -> list[Row]:
-    """Whether sounds are copies of training recordings, by the distance of log-mel pictures."""
+def energies(real: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, int]:
+    """The mean energy distance of each group of rows, and the rows that are in one. Estimates of one batch share their
+    sounds with their neighbours; groups share none, so that an interval of their mean is as wide as it should be."""
+    n = min(len(real), len(fake))
+    size = min(10, max(2, n // 40))
+    count = n // size  # what is left over is left out: a lone sound would be compared with itself
+    if count < 2:
+        raise InputError(f"{n} sounds and recordings: 4 of both at least make the 2 groups that an interval needs")
+    groups = [x[: count * size].reshape(count, size, *x.shape[1:]) for x in (real, fake)]
+    distance = jax.jit(lambda a, b: jnp.mean(jax.vmap(spectral_energy_distance)(a, b), 1))
+    return in_batches(distance, *groups, most=2 * BATCH // size).astype(np.float64), count * size
+
+
+def memory_rows(
+    given: Given, real: np.ndarray, fake: np.ndarray, known: Clips | None, gone: str, left_out: list[str]
+) -> list[Row]:
+    """Whether sounds are copies of training recordings, and how they differ, by the distance of log-mel pictures."""
     window, hop, mels = MEMORY
-    filters = mel_filters(run.model.sample_rate, 8 * window, mels)[::8]
+    filters = mel_filters(given.run.model.sample_rate, 8 * window, mels)[::8]
 
     @jax.jit
     def picture(wave):
         level = log_mel(jnp.mean(wave, -1), filters, window, hop, floor=1e-3)
         return level.reshape(len(wave), -1)
 
-    made, held, known = (in_batches(picture, x).astype(np.float64) for x in (fake, real, train))
-    near = G.nearest_distances(made, known), G.nearest_distances(held, known)
-    ratio = lambda a, b: float(np.median(a) / max(np.median(b), 1e-12))
-    note = (
-        f"distance to the nearest of {len(train)} training recordings, over that of held-out ones; well below 1: copies"
-    )
-    spread = G.diversity(made), G.diversity(held)
-    return [
-        Row("memorisation", ratio(*near), *interval(ratio, near, **how, independent=True), len(fake), "", "", note),
-        Row(
-            "diversity, log-mel",
-            spread[0] / spread[1],
-            *interval(
-                lambda a, b: G.diversity(a) / G.diversity(b), (made, held), 40, seed=how["seed"], independent=True
-            ),
-            len(fake),
-            "",
-            "",
-            "distance of two generated sounds, over that of two held-out recordings; below 1: poorer",
-        ),
-    ]
+    made, held = (in_batches(picture, x) for x in (fake, real))
+    rows = []
+    try:
+        if known is None:
+            raise InputError(gone)
+        if given.options.split == "train" and known.pack.fingerprint == given.pack.fingerprint:
+            raise InputError("it compares with held-out recordings: choose another --split than train")
+        near = nearest((made, held), known, picture)
+        note = (
+            f"distance to the nearest of {known.units} training clips, over that of {given.recordings}; well "
+            "below 1: copies"
+        )
+        bounds = interval(G.memorisation, near, **given.how, independent=True)
+        rows.append(Row("memorisation", G.memorisation(*near), *bounds, len(fake), "", "", note))
+    except InputError as reason:
+        left_out.append(f"memorisation: {reason}")
+    try:
+        blocks = max(2, min(20, len(made) // 2, len(held) // 2))
+        bounds = jackknife_interval(relative_diversity, (made, held), blocks, independent=True)
+        note = f"distance of two generated sounds, over that of two {given.recordings}; below 1: poorer"
+        rows.append(Row("diversity, log-mel", relative_diversity(made, held), *bounds, len(fake), "", "", note))
+    except InputError as reason:
+        left_out.append(f"diversity, log-mel: {reason}")
+    return rows
 
 
-def classifier_rows(judge: Trained, run: Trained, real, train, fake, asked, how, left_out) -> list[Row]:
+def relative_diversity(made: np.ndarray, held: np.ndarray) -> float:
+    """Over that of recordings."""
+    usual = G.diversity(held.astype(np.float64))
+    if usual == 0:
+        raise InputError("the recordings are all alike")
+    return G.diversity(made.astype(np.float64)) / usual
+
+
+def nearest(queries: tuple[np.ndarray, ...], known: Clips, picture: Callable) -> tuple[np.ndarray, ...]:
+    """The distance of each row to the nearest picture of the whole training set, which is never held as a whole."""
+    best, held = [np.full(len(x), np.inf) for x in queries], []
+
+    def compare():
+        block = np.concatenate(held)
+        block = np.resize(block, (max(2, len(block)), block.shape[1]))  # a lone last one, twice
+        for i, x in enumerate(queries):
+            best[i] = np.minimum(best[i], G.nearest_distances(x, block))
+        held.clear()
+
+    for batch in in_turn(known, known.units):
+        held.append(in_batches(picture, batch.wave))
+        if sum(map(len, held)) >= KNOWN:
+            compare()
+    if held:
+        compare()
+    return tuple(best)
+
+
+def classifier_rows(
+    given: Given, real: Taken, fake: np.ndarray, asked, known: Clips | None, gone: str, left_out: list[str]
+) -> list[Row]:
     """What a classifier hears."""
-    hear = listener(judge, run)
-    (logits, made), (real_logits, held), (train_logits, _) = (hear(x) for x in (fake, real.wave, train.wave))
-    p, real_p, train_p = (np.asarray(jax.nn.softmax(x, -1), np.float64) for x in (logits, real_logits, train_logits))
-    rng = np.random.default_rng(how["seed"])
-    p, real_p = rng.permutation(p), rng.permutation(real_p)
-    classes, marginal, rows = p.shape[1], train_p.mean(0), []
+    judge, run, how = given.judge, given.run, given.how
+    judged = judge_of(judge.model, judge.params)
+    listen = lambda wave: listened(judged, judge, wave)
+    (p, made), (real_p, held) = listen(fake), listen(real.wave)
+    train_p, train = None, None
+    if known:
+        parts = [listen(batch.wave) for batch in in_turn(known, given.options.n)]
+        train_p, train = (np.concatenate(part) for part in zip(*parts, strict=True))
+    if judge.model.gain != run.model.gain:
+        left_out.append(
+            "differences in level: the classifier scales all sounds to a peak of 1 (its gain is peak, the run's none)"
+            if judge.model.gain == "peak"
+            else "the levels that the classifier was trained with (its gain is none): the run's has scaled all to 1"
+        )
+    classes, rows = p.shape[1], []
+    rng = np.random.default_rng(given.options.seed)
+    mixed, real_mixed = rng.permutation(p), rng.permutation(real_p)
 
-    def score(name, statistic, better, unit="", note=""):
+    def score(name, statistic, better, unit="", note="", bounds_of=lambda f, x: interval(f, (x,), **how)):
         try:
-            value, reference = statistic(p), statistic(real_p)
-            bounds = interval(statistic, (p,), **how)
+            value, bounds = statistic(mixed), bounds_of(statistic, mixed)
         except InputError as reason:
             left_out.append(f"{name}: {reason}")
             return
-        rows.append(Row(name, value, *bounds, len(p), unit, better, f"{note}; held-out recordings {reference:.4g}"))
+        try:
+            reference = f"{statistic(real_mixed):.4g}"
+        except InputError:
+            reference = "too few"
+        rows.append(Row(name, value, *bounds, len(p), unit, better, f"{note}; {given.recordings} {reference}"))
 
     splits = min(10, len(p) // classes, len(real_p) // classes) or 1
     score("Inception Score", lambda x: G.inception_score(x, splits), "higher", note=f"{splits} splits, 1 to {classes}")
     score("modified IS", G.modified_inception_score, "higher", note="KL between all pairs")
-    score("AM score", lambda x: G.am_score(x, marginal), "lower", "nats", "against the training set's classes")
-    rows += frechet_rows(held, made, "the classifier's embedding", left_out)
-    heard = p.argmax(1)
-    even = lambda labels: G.balance(labels, classes)
-    note = f"entropy of the classes heard, 1: even; held-out recordings {even(real_p.argmax(1)):.3f}"
-    rows.append(
-        Row(
-            "class balance",
-            even(heard),
-            *jackknife_interval(even, (heard,), min(20, len(p) // 2)),
-            len(p),
-            "",
-            "higher",
-            note,
-        )
-    )
+    if known:
+        marginal = train_p.mean(0)
+        score("AM score", lambda x: G.am_score(x, marginal), "lower", "nats", "against the training set's classes")
+    else:
+        left_out.append(f"AM score: {gone}")
+    reference = train[: len(fake)] if known and given.options.split != "train" else None
+    rows += frechet_rows(held, made, "the classifier's embedding", left_out, reference)
+    even = lambda x: G.balance(x.argmax(1), classes)
+    jackknife = lambda f, x: jackknife_interval(f, (x,), max(2, min(20, len(x) // 2)))
+    score("class balance", even, "higher", note="entropy of the classes heard, 1: even", bounds_of=jackknife)
     if asked is not None and judge.labels == run.labels:
-        right = G.agreement(logits.argmax(1), asked)
-        held_out = np.mean(real_logits.argmax(1) == real.label)
-        note = f"heard as the class that was asked for; held-out recordings {held_out:.1%}"
+        right, note = G.agreement(p.argmax(1), asked), "heard as the class that was asked for"
+        if given.pack.classes == judge.labels:
+            note += f"; {given.recordings} {C.accuracy(real.label, real_p.argmax(1)):.1%}"
         rows.append(Row("label accuracy", right.mean(), *mean_interval(right, **how), len(right), "", "higher", note))
     elif asked is not None:
-        left_out.append(f"label accuracy: {judge.folder} knows other classes ({', '.join(judge.labels[:5])}, ...)")
+        names = ", ".join(map(shown, judge.labels[:5]))
+        left_out.append(f"label accuracy: {shown(judge.folder)} knows other classes ({names}, ...)")
     return rows
 
 
-def frechet_rows(real: np.ndarray, fake: np.ndarray, of: str, left_out: list[str]) -> list[Row]:
-    """The Frechet distance as it is usually given, and extrapolated to infinitely many clips."""
+def listened(judged: Callable, judge: Trained, waves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and embeddings of sounds of any length, as `sample.py classify` has them."""
+    blocks = [hear(judged, waves[i : i + BATCH], judge.model) for i in range(0, len(waves), BATCH)]
+    return tuple(np.concatenate(block) for block in zip(*blocks, strict=True))
+
+
+def frechet_rows(
+    real: np.ndarray, fake: np.ndarray, of: str, left_out: list[str], train: np.ndarray | None = None
+) -> list[Row]:
+    """The Frechet distance as it is usually given, and extrapolated to infinitely many clips; that of held-out
+    recordings to as many training recordings, if there are some, is what to compare with."""
     rows, n = [], min(len(real), len(fake))
     kinds = {
         "Frechet distance": (G.frechet_distance, f"{of}, {len(fake)} against {len(real)}: biased upwards"),
@@ -295,173 +326,55 @@ def frechet_rows(real: np.ndarray, fake: np.ndarray, of: str, left_out: list[str
     }
     for name, (statistic, note) in kinds.items():
         try:
-            bounds = jackknife_interval(statistic, (real, fake), min(20, n // 2), independent=True)
-            rows.append(Row(name, statistic(real, fake), *bounds, n, "", "lower", note))
+            bounds = jackknife_interval(statistic, (real, fake), max(2, min(20, n // 2)), independent=True)
+            value = statistic(real, fake)
         except InputError as reason:
             left_out.append(f"{name}: {reason}")
+            continue
+        try:
+            if train is not None:
+                note += f"; held-out against {len(train)} training clips {statistic(real, train):.4g}"
+        except InputError:
+            note += "; too few training clips to compare with"
+        rows.append(Row(name, value, *bounds, n, "", "lower", note))
     return rows
-
-
-def listener(judge: Trained, run: Trained) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """wave [n, segment, channels] as the run has it -> the classifier's logits and embeddings."""
-    model = judge.model
-    if not isinstance(model, Classifies):
-        raise InputError(f"{judge.folder} is no classifier's run: train one with python train.py classifier:digits")
-    if (model.sample_rate, model.channels) != (run.model.sample_rate, run.model.channels):
-        raise InputError(
-            f"{judge.folder} hears {model.channels} channels at {model.sample_rate} Hz, {run.folder} has "
-            f"{run.model.channels} at {run.model.sample_rate} Hz: train a classifier of that rate and channel count"
-        )
-    hear = judge_of(model, judge.params)
-
-    def listen(wave: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        short = max(0, model.segment - wave.shape[1])
-        wave = np.pad(wave[:, : model.segment], ((0, 0), (0, short), (0, 0)))
-        if model.gain == "peak":
-            wave = wave / np.maximum(np.abs(wave).max((1, 2), keepdims=True), 1e-9)
-        return hear(wave.astype(np.float32))
-
-    return listen
-
-
-def load_embeddings(path: Path) -> Mapping[str, np.ndarray]:
-    """The arrays `real` and `fake` of an .npz file, [clips, features]."""
-    try:
-        with np.load(path) as file:
-            given = {name: np.asarray(file[name], np.float64) for name in ("real", "fake")}
-    except (OSError, ValueError, KeyError) as problem:
-        raise InputError(f"{path} is no .npz file with the arrays real and fake ({problem})") from problem
-    if any(x.ndim != 2 for x in given.values()):
-        raise InputError(f"{path} holds arrays of {[x.shape for x in given.values()]}: they are [clips, features]")
-    return given
 
 
 # ------------------------------------------------------------------------------------------------------ classifiers
 
 
-def of_classifier(run: Trained, pack: Pack, options: Options) -> Card:
+def of_classifier(given: Given) -> Card:
     """Accuracy in all and per group, average precision, confusion."""
+    run, pack, how = given.run, given.pack, given.how
     if pack.classes != run.labels:
-        raise InputError(
-            f"the data's classes are {', '.join(pack.classes[:12]) or 'none'}, the run's {', '.join(run.labels[:12])}: "
-            "score it on data of the same classes"
-        )
-    taken = clips_of(run, pack, options.split, 10**9)
-    logits, _ = judge_of(run.model, run.params)(taken.wave)
-    predicted, label = logits.argmax(1), taken.label
-    how = {"resamples": options.resamples, "seed": options.seed}
+        data, own = (", ".join(map(shown, labels[:12])) or "none" for labels in (pack.classes, run.labels))
+        raise InputError(f"the data's classes are {data}, the run's {own}: score it on data of the same classes")
+    clips, judged = clips_of(run, pack, given.options.split), judge_of(run.model, run.params)
+    heard = [(judged(batch.wave)[0], batch.label, batch.group) for batch in in_turn(clips, clips.units)]
+    logits, label, group = (np.concatenate(parts) for parts in zip(*heard, strict=True))
+    logits, n = logits.astype(np.float64), len(label)
+    predicted, p = logits.argmax(1), softmax(logits, 1)
     right = (predicted == label).astype(np.float64)
-    rows = [
-        Row("accuracy", right.mean(), *mean_interval(right, **how), len(right), "", "higher", "share that is right")
-    ]
-    precision = interval(C.mean_average_precision, (logits, label), **how)
-    value = C.mean_average_precision(logits, label)
+    value = C.accuracy(label, predicted)
+    rows = [Row("accuracy", value, *mean_interval(right, **how), n, "", "higher", "share that is right")]
+    bounds, value = interval(C.mean_average_precision, (p, label), **how), C.mean_average_precision(p, label)
     note = "mean over classes of the average precision, each class against the rest"
-    rows.append(Row("mAP", value, *precision, len(right), "", "higher", note))
-    surprise = -np.asarray(jax.nn.log_softmax(logits, -1), np.float64)[np.arange(len(label)), label]
-    rows.append(Row("cross-entropy", surprise.mean(), *mean_interval(surprise, **how), len(right), "nats", "lower"))
-    groups = C.group_accuracy(right, taken.group) if pack.groups else {}
-    left_out = []
-    if 1 < len(groups) <= 50:
+    rows.append(Row("mAP", value, *bounds, n, "", "higher", note))
+    surprise = -log_softmax(logits, 1)[np.arange(n), label]
+    rows.append(Row("cross-entropy", surprise.mean(), *mean_interval(surprise, **how), n, "nats", "lower"))
+    groups, left_out = C.group_accuracy(right, group) if pack.groups else {}, []
+    if 1 < len(groups) <= SEVERAL:
         for name, (share, count) in sorted(groups.items(), key=lambda item: item[1][0]):
-            rows.append(Row(f"accuracy, {name or 'no group'}", share, None, None, count, "", "higher", "one group"))
-    elif groups:
+            rows.append(Row(f"accuracy, {shown(name) or 'no group'}", share, None, None, count, "", "higher"))
+    elif len(groups) > SEVERAL:
         worst = min(groups, key=lambda name: groups[name][0])
-        left_out.append(f"accuracy per group: {len(groups)} groups, the worst is {worst} ({groups[worst][0]:.1%})")
+        share = f"{groups[worst][0]:.1%}"
+        left_out.append(
+            f"accuracy per group: {len(groups)} groups, the worst is {shown(worst) or 'no group'} ({share})"
+        )
     counts = C.confusion(label, predicted, len(run.labels))
     pictures = {"confusion.png": lambda path: draw_confusion(counts, run.labels, path)}
-    return Card("classified", f"{len(right)} recordings ({options.split})", rows, left_out, pictures)
-
-
-# ------------------------------------------------------------------------------------------------------------ pairs
-
-
-def of_pairs(references: Path, estimates: Path, sample_rate: int, resamples: int) -> Card:
-    """Every file of one folder against the file of the same name (but for the suffix) in the other."""
-    names_of = lambda folder: {
-        path.relative_to(folder).with_suffix(""): path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in audio.SUFFIXES
-    }
-    found = names_of(references), names_of(estimates)
-    names = [name for name in found[0] if name in found[1]]
-    if not names:
-        raise InputError(f"no file of {references} has one of the same name in {estimates}")
-    alone = [(len(files) - len(names), folder) for files, folder in zip(found, (references, estimates), strict=True)]
-    left_out = [f"{count} files of {folder} have no partner" for count, folder in alone if count]
-    scores: dict[str, list[np.ndarray]] = {name: [] for name in P.METRICS}
-    for name in names:
-        try:
-            r, e = (audio.read(str(files[name]), sample_rate, 1)[:, 0] for files in found)
-        except audio.Unusable as reason:
-            left_out.append(f"{name}: {reason}")
-            continue
-        n = min(len(r), len(e))
-        for metric in list(scores):
-            try:
-                values, _ = P.measure(metric, jnp.asarray(r[None, :n]), jnp.asarray(e[None, :n]), sample_rate)
-                scores[metric].append(values)
-            except InputError as reason:
-                if "pip install" in str(reason):
-                    del scores[metric]
-                left_out.append(f"{metric} of {name}: {reason}")
-    rows = []
-    for metric, parts in scores.items():
-        values, entry = np.concatenate([np.zeros(0), *parts]), P.METRICS[metric]
-        better = {"zero": ""}.get(entry.better, entry.better)
-        if len(values) < len(names):
-            left_out.append(
-                f"{metric}: undefined on {len(names) - len(values)} of {len(names)} pairs (silence, or too short)"
-            )
-        if len(values):
-            bounds = mean_interval(values, resamples) if len(values) > 1 else (None, None)
-            rows.append(Row(metric, values.mean(), *bounds, len(values), entry.unit, better, entry.convention))
-    return Card("pairs", f"{len(names)} pairs at {sample_rate} Hz", rows, left_out)
-
-
-# ----------------------------------------------------------------------------------------------------------- output
-
-
-def in_batches(function: Callable, *arrays: np.ndarray) -> np.ndarray:
-    """function(*rows) over blocks of one size, the last one filled up from its own beginning; what it gave, joined."""
-    n, outputs = len(arrays[0]), []
-    size = min(n, 2 * BATCH)
-    for first in range(0, n, size):
-        rows = np.resize(np.arange(first, min(first + size, n)), size)
-        outputs.append(np.asarray(function(*(jnp.asarray(x[rows]) for x in arrays)))[: min(size, n - first)])
-    return np.concatenate(outputs)
-
-
-def as_json(card: Card, about: Mapping[str, Any]) -> dict[str, Any]:
-    """What report.html and programs read."""
-    rows = [{**row._asdict(), "value": float(row.value)} for row in card.rows]
-    return {"title": card.title, **about, "rows": rows, "left_out": card.left_out, "pictures": list(card.pictures)}
-
-
-def write(folder: Path, card: Card, about: Mapping[str, Any]) -> None:
-    """scores/NAME.json and its pictures, in a run's folder."""
-    folder.mkdir(exist_ok=True)
-    for name, draw in card.pictures.items():
-        draw(folder / name)
-    fresh = folder / f"{card.name}.new"
-    fresh.write_text(json.dumps(as_json(card, about), indent=1) + "\n")
-    fresh.replace(folder / f"{card.name}.json")
-
-
-def table(card: Card) -> str:
-    """The card for people."""
-    width = max([len(row.metric) for row in card.rows] or [0])
-    lines = [card.title]
-    for row in card.rows:
-        bounds = "" if row.low is None else f"[{row.low:.4g}, {row.high:.4g}]"
-        sign = {"higher": "+", "lower": "-"}.get(row.better, " ")
-        lines.append(f"  {row.metric:{width}} {sign} {row.value:9.4g} {bounds:22} {row.unit:7} n {row.n:5}  {row.note}")
-    lines += [f"  left out: {reason}" for reason in _shortened(card.left_out)]
-    return "\n".join(lines)
-
-
-def _shortened(reasons: Sequence[str], most: int = 8) -> list[str]:
-    return [*reasons[:most], *([f"and {len(reasons) - most} more"] if len(reasons) > most else [])]
+    return Card("classified", f"{n} recordings ({given.options.split})", rows, left_out, pictures)
 
 
 if __name__ == "__main__":

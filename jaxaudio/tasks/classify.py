@@ -82,7 +82,7 @@ def judged(trained: Trained, paths: Sequence[Path]) -> Iterator[Judged]:
         yield Judged(path, hear(judge, [wave], trained.model)[0][0])
 
 
-def hear(judge: Judge, waves: Sequence[np.ndarray], model: Model) -> tuple[np.ndarray, np.ndarray]:
+def hear(judge: Judge, waves: Iterable[np.ndarray], model: Model) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities [n, classes] and embeddings [n, features] of sounds [frames, channels], each the mean over its
     parts, in float64."""
     parts = [parts_of(wave, model) for wave in waves]

@@ -113,7 +113,7 @@ def test_the_frechet_distance_is_nothing_to_itself_and_finite_with_fewer_clips_t
     assert generation.frechet_distance(np.zeros((3, 4)), np.zeros((5, 4))) == 0
 
 
-@pytest.mark.parametrize(("n", "m"), [(40, 40), (12, 90), (7, 31)])
+@pytest.mark.parametrize(("n", "m"), [(40, 40), (12, 90), (90, 12)])
 def test_the_frechet_distance_is_the_same_by_rows_and_by_columns(n, m):
     """Features that are always 0 change nothing but the route."""
     rng = np.random.default_rng(3)
