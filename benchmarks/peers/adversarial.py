@@ -70,6 +70,18 @@ def update_generator(
     return value
 
 
+def follower(module: nn.Module, decay: float) -> Callable[[], None]:
+    """A call that moves averaged weights towards the module's, which sounds are made from in the end."""
+    averages = [parameter.detach().clone() for parameter in module.parameters()]
+
+    @torch.no_grad()
+    def follow() -> None:
+        for average, parameter in zip(averages, module.parameters(), strict=True):
+            average.lerp_(parameter, 1 - decay)
+
+    return follow
+
+
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     """One update down the slope of the loss, which comes back."""
     optimizer.zero_grad(set_to_none=True)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.peers import adversarial
-from benchmarks.peers.adversarial import adam, glorot, magnitudes, standardised, uniform
+from benchmarks.peers.adversarial import adam, follower, glorot, magnitudes, standardised, uniform
 
 SLOPE = 0.2  # of leaky ReLU below zero
 FLOOR = 1e-5  # of the mel magnitudes, before the logarithm
@@ -113,9 +113,12 @@ def trainer(model, compiled: bool) -> Callable[[], object]:
     clips = torch.randn(model.batch_size, model.channels, model.segment).mul_(0.1)
     filters = torch.from_numpy(model.filters)
     measured = {"mean": torch.zeros(model.mels), "deviation": torch.ones(model.mels)}
+    follow = follower(generator, model.decay)
 
     def step() -> object:
         pictures = picture(clips, filters, model.window, model.hop, measured)
-        return train_step(generator, critic, *optimizers, pictures)
+        losses = train_step(generator, critic, *optimizers, pictures)
+        follow()
+        return losses
 
     return step

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.peers import adversarial
-from benchmarks.peers.adversarial import adam, glorot, magnitudes, standardised, uniform, wasserstein
+from benchmarks.peers.adversarial import adam, follower, glorot, magnitudes, standardised, uniform, wasserstein
 
 KERNEL, STRIDE = 5, 2
 SIDE = 4  # the shorter side of the picture in the innermost layers
@@ -125,9 +125,12 @@ def trainer(model, compiled: bool) -> Callable[[], object]:
     optimizers = adam(generator), adam(critic)
     clips = torch.randn(model.batch_size, model.channels, model.segment).mul_(0.1)
     measured = {"mean": torch.zeros(model.shape[1]), "deviation": torch.ones(model.shape[1])}
+    follow = follower(generator, model.decay)
 
     def step() -> object:
         pictures = picture(clips, model.window, model.hop, measured).unflatten(0, (model.n_critic, -1))
-        return train_step(generator, critic, *optimizers, pictures, model.penalty)
+        losses = train_step(generator, critic, *optimizers, pictures, model.penalty)
+        follow()
+        return losses
 
     return step

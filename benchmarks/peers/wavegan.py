@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.peers import adversarial
-from benchmarks.peers.adversarial import adam, glorot, uniform, wasserstein
+from benchmarks.peers.adversarial import adam, follower, glorot, uniform, wasserstein
 
 load = adversarial.load
 
@@ -141,7 +141,13 @@ def trainer(model, compiled: bool) -> Callable[[], object]:
 
     compiled: through `torch.compile`. Raises ValueError for what this peer does not have.
     """
-    if model.conditional or model.loss != "wgan-gp" or model.batch_norm or model.post_filter:
+    if (
+        model.conditional
+        or model.loss != "wgan-gp"
+        or model.batch_norm
+        or model.post_filter
+        or model.upsample != "zeros"
+    ):
         raise ValueError(
             "the PyTorch WaveGAN is the paper's alone: add --model.no-conditional (wgan-gp, no batch norm)"
         )
@@ -152,4 +158,11 @@ def trainer(model, compiled: bool) -> Callable[[], object]:
         critic.compile()
     optimizers = adam(generator), adam(critic)
     clips = torch.randn(model.n_critic, model.batch_size // model.n_critic, model.channels, model.segment).mul_(0.1)
-    return lambda: train_step(generator, critic, *optimizers, clips, model.penalty)
+    follow = follower(generator, model.decay)
+
+    def step() -> object:
+        losses = train_step(generator, critic, *optimizers, clips, model.penalty)
+        follow()
+        return losses
+
+    return step
