@@ -105,7 +105,7 @@ def test_a_folder_is_trained_on_and_what_cannot_be_used_is_named(folder_of_sound
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_when_there_is_room(tmp_path):
-    """First it is TensorBoard's events that do not fit, then a checkpoint."""
+    """First it is TensorBoard's events or the report that do not fit, then a checkpoint."""
 
     def train_within(limit, out, *every):
         words = [sys.executable, REPOSITORY / "train.py", "wavegan:tiny", "--out", tmp_path / out, "--steps", 200]
@@ -120,7 +120,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_when_there_is_room(
     full = train_within(600_000, "run", "--eval-every", 25)
     room = train_within(resource.RLIM_INFINITY, "run", "--eval-every", 25)
     unsaved = train_within(60_000, "other", "--save-every", 25)
-    for failed, message in ((full, "events can't be written"), (unsaved, "saving to")):
+    for failed, message in ((full, "can't be written"), (unsaved, "saving to")):
         assert failed.returncode == 2, failed.stderr
         (line,) = [line for line in failed.stderr.splitlines() if line.startswith("train.py: ")]
         assert message in line

@@ -276,7 +276,7 @@ def test_the_other_losses_step_and_batch_norm_sees_the_whole_batch_under_pmap_to
         ({"segment": 20000}, "a picture of 156 frames of 128 bins: both must be powers of two from 8 on"),
         ({"segment": 16384 + 64}, "segment 16448, hop 128 and window 256"),
         ({"segment": 512}, "4 frames of 128 bins"),
-        ({"window": 96}, "128 frames of 48 bins"),
+        ({"window": 192}, "128 frames of 96 bins"),
         ({"iterations": 0}, "iterations is 0: Griffin-Lim needs at least 1"),
         ({"latent": 0}, "latent is 0: it is at least 1"),
         ({"batch_size": 63, "n_critic": 5}, "batch_size 63 does not split into n_critic 5"),
