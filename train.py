@@ -101,6 +101,8 @@ def train(run: Run) -> int:
                 if due or (i + 1) % run.save_every == 0:
                     with log.paused():
                         saved.save(i + 1, state, examine(i + 1, state, log) if due else None)
+                        if due:
+                            report.write(run.out)
                     kept = i + 1
                 if signals.caught and i + 1 < run.steps:
                     ending = f"stopped by {signals.caught}"
@@ -154,7 +156,6 @@ class Examination:
             log.media(step, waves, self.model.sample_rate, sheet)
             if not (self.samples / "real.png").exists():
                 self.draw_real_ones()
-        report.write(self.run.out)
         return means or None
 
     def draw_real_ones(self) -> None:
