@@ -36,7 +36,7 @@ class Run:
     model: Model  # the paper's hyper-parameters
     data: Path | None = None  # folder of recordings of any kind; none: the built-in synthesiser
     out: Path  # the run's folder
-    steps: int  # training steps in all
+    steps: int | None = None  # training steps in all; none: as many as the model says
     seed: int = 0  # of the weights, the noise and the order of the data
     parallel: Literal["jit", "pmap"] = "jit"  # how the step is spread over the devices
     gather: Literal["auto", "host", "device"] = "auto"  # where crops are cut; auto: on an accelerator that has room
@@ -51,7 +51,7 @@ class Run:
 
     def __post_init__(self):
         for name in ("steps", "log_every", "eval_every", "eval_clips", "save_every", "keep", "samples", "patience"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it is at least 1")
         command.check_seed(self.seed)
 
@@ -101,7 +101,7 @@ def train(run: Run) -> int:
                 if due or (i + 1) % run.save_every == 0:
                     with log.paused():
                         saved.save(i + 1, state, examine(i + 1, state, log) if due else None)
-                        if due:
+                        if due and i + 1 < run.steps:
                             report.write(run.out)
                     kept = i + 1
                 if signals.caught and i + 1 < run.steps:
@@ -221,11 +221,10 @@ def main(arguments: list[str]) -> int:
             print(f"  {name}: {', '.join(zoo.model_class(name).presets)}")
         return command.DONE if arguments and arguments[0] in ("-h", "--help") else command.WRONG_INPUT
     spec = arguments[0]
-    model = zoo.load(spec)
-    default = Run(model=model, steps=model.steps, out=Path("runs") / spec.replace(":", "-"))
+    default = Run(model=zoo.load(spec), out=Path("runs") / spec.replace(":", "-"))
     run = tyro.cli(Run, default=default, args=arguments[1:], prog=f"train.py {spec}", description=__doc__)
     command.prepare(cache_folder(), run.deterministic)
-    return train(run)
+    return train(dataclasses.replace(run, steps=run.steps or run.model.steps))
 
 
 if __name__ == "__main__":

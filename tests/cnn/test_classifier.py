@@ -234,4 +234,5 @@ def test_a_run_ends_where_the_learning_rate_does(monkeypatch):
     monkeypatch.setattr(train, "train", lambda run: asked.append(run.steps))
     train.main(["classifier:digits"])
     train.main(["classifier:digits", "--steps", "7"])
-    assert asked == [digits.decay_steps, 7]
+    train.main(["classifier:digits", "--model.decay-steps", "30"])
+    assert asked == [digits.decay_steps, 7, 30]
