@@ -20,26 +20,16 @@ import soundfile
 import sample
 import train
 from jaxaudio.data import audio
-from jaxaudio.runtime import command
 from jaxaudio.runtime.folder import trained
+from tests.commands import run
 from tests.conftest import REPOSITORY
-
-
-def run(main, *words, capsys=None):
-    """Exit code and what was printed, of a command in this process (on four devices)."""
-    try:
-        code = command.guarded(main, [str(word) for word in words])
-    except SystemExit as stop:  # tyro's
-        code = stop.code
-    out, err = capsys.readouterr() if capsys else ("", "")
-    return code, out, err
 
 
 def start(*words):
     """train.py as a process of its own, on one device."""
-    command = [sys.executable, REPOSITORY / "train.py", *map(str, words)]
+    words_of = [sys.executable, REPOSITORY / "train.py", *map(str, words)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(words_of, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from benchmarks import pairs
 from jaxaudio.core import InputError
 from jaxaudio.data import audio
 from jaxaudio.metrics import pairs as P
-from tests.test_commands import run
+from tests.commands import run
 
 RATE = 16000
 

@@ -1,4 +1,4 @@
-"""The verb classify and the scorecard, as a user runs them."""
+"""The scorecard, as a user runs it."""
 
 import csv
 import dataclasses
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import sample
-import train
 from benchmarks import quality
 from benchmarks.recordings import clips_of, in_turn, together, trained_on
 from benchmarks.scorecard import deliver
@@ -17,95 +16,8 @@ from jaxaudio.core import InputError
 from jaxaudio.data import audio
 from jaxaudio.data.clips import Clips
 from jaxaudio.runtime.folder import trained
-from jaxaudio.tasks import classify
-from tests.test_commands import run
-
-RATE, SEGMENT = 16000, 512
-CLASSES = ("hum", "hiss", "pulse")
-
-
-def sound(kind, rng, length=SEGMENT):
-    if kind == "hum":
-        return 0.5 * np.sin(2 * np.pi * rng.uniform(300, 500) * np.arange(length) / RATE + rng.uniform(0, 6))
-    if kind == "hiss":
-        return 0.2 * rng.standard_normal(length).clip(-4, 4)
-    return np.where(np.arange(length) % rng.integers(60, 100) < 2, 0.8, 0.0)
-
-
-@pytest.fixture(scope="module")
-def recordings_of_three(tmp_path_factory):
-    """Three kinds of sound by four speakers, one of whom is held out."""
-    folder, rng, rows = tmp_path_factory.mktemp("three"), np.random.default_rng(0), []
-    for i in range(96):
-        kind, speaker = CLASSES[i % 3], f"s{i // 3 % 4}"
-        audio.write(folder / f"{i}.wav", sound(kind, rng)[:, None], RATE)
-        rows.append((f"{i}.wav", kind, speaker, "valid" if speaker in ("s2", "s3") else "train"))
-    with open(folder / "metadata.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("path", "label", "speaker", "split"), *rows])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def judge(recordings_of_three, tmp_path_factory):
-    """A classifier that has learned them."""
-    folder = tmp_path_factory.mktemp("runs") / "judge"
-    words = ("classifier:tiny", "--data", recordings_of_three, "--out", folder, "--steps", 120, "--eval-every", 120)
-    assert run(train.main, *words)[0] == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def maker(recordings_of_three, tmp_path_factory):
-    """A generator that has hardly begun."""
-    folder = tmp_path_factory.mktemp("runs") / "maker"
-    words = ("wavegan:tiny", "--data", recordings_of_three, "--out", folder, "--steps", 2, "--eval-every", 2)
-    assert run(train.main, *words)[0] == 0
-    return folder
-
-
-def test_a_trained_classifier_hears_what_it_learned_and_reads_any_length(judge, tmp_path, capsys):
-    rng = np.random.default_rng(1)
-    for kind in CLASSES:
-        audio.write(tmp_path / "new" / f"{kind}.wav", sound(kind, rng, 3 * SEGMENT + 100)[:, None], RATE)
-    audio.write(tmp_path / "new" / "brief.wav", sound("hum", rng, 300)[:, None], RATE)
-    (tmp_path / "new" / "broken.wav").write_text("no sound")
-    table = tmp_path / "table.csv"
-    code, out, _ = run(sample.main, "classify", judge, tmp_path / "new", "--csv", table, capsys=capsys)
-    assert code == 0
-    assert out.splitlines()[-1].endswith(f"-> {table}")
-    assert "left out" in next(line for line in out.splitlines() if "broken" in line)
-    with open(table, newline="") as file:
-        rows = {row["path"].rpartition("/")[2]: row for row in csv.DictReader(file)}
-    for kind in CLASSES:
-        assert rows[f"{kind}.wav"]["class"] == kind
-        line = next(line for line in out.splitlines() if f"{kind}.wav" in line)
-        assert line.split("  ")[1].strip().startswith(kind), "the most probable class comes first"
-        assert abs(sum(float(rows[f"{kind}.wav"][name]) for name in CLASSES) - 1) < 1e-4
-    assert rows["broken.wav"]["class"] == ""
-    assert rows["broken.wav"]["left_out"]
-
-
-def test_parts_cover_a_long_recording_and_fill_a_short_one(judge):
-    model = trained(judge).model
-    long = np.linspace(-1, 1, 2 * SEGMENT + 10, dtype=np.float32)[:, None]
-    parts = classify.parts_of(long, model)
-    assert parts.shape == (3, SEGMENT, 1)
-    np.testing.assert_allclose(parts[1, :, 0], long[SEGMENT : 2 * SEGMENT, 0])
-    np.testing.assert_allclose(parts[2, :, 0], long[-SEGMENT:, 0])
-    short = classify.parts_of(0.25 * long[:100] / 0.25 * 0.5, model)
-    assert short.shape == (1, SEGMENT, 1)
-    assert np.abs(short).max() == pytest.approx(1), "a model of gain peak hears recordings at a peak of 1"
-    assert not short[0, 100:].any()
-
-
-def test_batches_are_as_large_as_they_come_and_change_nothing(judge):
-    model, params = trained(judge).model, trained(judge).params
-    wave = np.random.default_rng(0).standard_normal((classify.ROWS + 3, SEGMENT, 1)).astype(np.float32)
-    logits, embedding = classify.judge_of(model, params)(wave)
-    alone, _ = classify.judge_of(model, params)(wave[-1:])
-    assert logits.shape == (classify.ROWS + 3, 3)
-    assert len(embedding) == classify.ROWS + 3
-    np.testing.assert_allclose(logits[-1:], alone, rtol=1e-4, atol=1e-5)
+from tests.commands import run
+from tests.three import RATE, SEGMENT, sound
 
 
 def test_a_classifiers_card_has_accuracy_per_speaker_and_a_confusion(judge, tmp_path, capsys):
@@ -277,19 +189,6 @@ def test_a_classifier_of_one_class_leaves_balance_out(maker, judge, monkeypatch)
     assert any(reason.startswith("class balance: classes is 1") for reason in left_out)
 
 
-def test_sounds_longer_than_the_classifiers_segment_are_heard_as_a_whole(judge):
-    given, rng = opened(judge), np.random.default_rng(0)
-    model, judged = given.run.model, classify.judge_of(given.run.model, given.run.params)
-    first, second = (sound(kind, rng)[:, None] for kind in ("hum", "hiss"))
-    both = np.concatenate([first / np.abs(first).max(), 0.5 * second / np.abs(second).max()])
-    p, embedding = classify.hear(judged, [0.3 * both, first], model)
-    logits, embeddings = judged(both.reshape(2, SEGMENT, 1).astype(np.float32))
-    each = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    np.testing.assert_allclose(p[0], each.mean(0), rtol=1e-4)
-    np.testing.assert_allclose(embedding[0], embeddings.mean(0), rtol=1e-4)
-    np.testing.assert_allclose(p.sum(1), 1, rtol=1e-9)
-
-
 def test_a_classifier_of_another_gain_is_told(maker, judge):
     given = opened(maker, classifier=judge, n=8)
     real = taken(given, "valid", 8)
@@ -345,20 +244,6 @@ def test_recordings_keep_their_label_and_speaker(maker):
     level = np.sqrt((found.wave**2).mean((1, 2)))
     assert np.median(level[found.label == given.pack.classes.index("hum")]) > 0.65
     assert np.median(level[found.label == given.pack.classes.index("pulse")]) < 0.3
-
-
-def test_rows_of_the_verb_classify_appear_as_they_come(judge, tmp_path, monkeypatch, capsys):
-    for i in range(3):
-        audio.write(tmp_path / f"{i}.wav", sound("hum", np.random.default_rng(i))[:, None], RATE)
-    honest, printed = classify.hear, []
-
-    def hear(*arguments):
-        printed.append(capsys.readouterr().out)
-        return honest(*arguments)
-
-    monkeypatch.setattr(classify, "hear", hear)
-    assert run(sample.main, "classify", judge, tmp_path)[0] == 0
-    assert ["0.wav" in printed[1], "1.wav" in printed[2]] == [True, True]
 
 
 def test_what_cannot_be_scored_is_refused_in_one_line_before_a_sound_is_made(
