@@ -16,7 +16,9 @@ from jaxtyping import Array, Float, Int, Key
 
 Wave = Float[Array, "batch time channels"]  # amplitude in [-1, 1]
 Labels = Int[Array, "batch"]  # class index
+Latent = Float[Array, "batch frames latent"]  # of an autoencoder
 Params = Mapping[str, Any]  # a pytree of arrays
+Carry = Any  # a pytree of arrays
 Metrics = Mapping[str, Array]
 Loss = Callable[[Params], tuple[Float[Array, ""], Metrics]]
 
@@ -136,6 +138,56 @@ class Morphs(Generates):
         if not 0 < length <= self.segment:
             raise InputError(f"length is {length}: this model makes 1 to {self.segment} samples (its segment)")
         return self.render(params, self.latents(key, n), label)[:, :length]
+
+
+class Encodes(Model):
+    """Turns sound into latent frames, `hop` samples each, and back."""
+
+    @property
+    @abc.abstractmethod
+    def hop(self) -> int:
+        """Samples per latent frame."""
+
+    @property
+    @abc.abstractmethod
+    def reach(self) -> int:
+        """Latent frames to either side of a stretch that bear on its sound: how far parts of a long recording overlap."""
+
+    @property
+    def delay(self) -> int:
+        """Samples by which sound that was encoded and decoded lags behind the original."""
+        return 0
+
+    @abc.abstractmethod
+    def encode(self, params: Params, wave: Wave) -> Latent:
+        """The latent frames of a sound of a whole number of hops; the component that varies most comes first."""
+
+    @abc.abstractmethod
+    def decode(self, params: Params, latent: Latent, key: Key[Array, ""], first: Int[Array, ""] | int = 0) -> Wave:
+        """The sound of latent frames, `hop` samples each.
+
+        latent: its leading components; those that are missing take their mean. What is random in frame i of row b
+        depends on (key, b, first + i) alone, so that a long sound may be decoded in parts.
+        """
+
+    @abc.abstractmethod
+    def spread(self, params: Params) -> Float[Array, "latent"]:
+        """The variance of each component over the training data, the largest first."""
+
+
+class Streams(Encodes):
+    """Encodes and decodes sound while it comes."""
+
+    @abc.abstractmethod
+    def open(self, params: Params, batch: int) -> Carry:
+        """What `push` knows of the past, before the first chunk. Raises InputError where the model looks ahead."""
+
+    @abc.abstractmethod
+    def push(self, params: Params, carry: Carry, wave: Wave, key: Key[Array, ""]) -> tuple[Carry, Wave]:
+        """The next chunk, a whole number of hops, in and out; `delay` samples late. The key is the same for all chunks.
+
+        The outputs, joined, are decode(encode(everything)).
+        """
 
 
 class Classifies(Model):

@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxaudio.core import InputError, Model
 
-FAMILIES = ("gan", "cnn")
+FAMILIES = ("gan", "vae", "cnn")
 
 
 def names() -> dict[str, str]:

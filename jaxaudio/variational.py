@@ -1,0 +1,81 @@
+"""What variational autoencoders share: Gaussian posteriors, their divergence from the prior, and which directions of
+the latent space they use (Kingma & Welling 2014; the compaction is that of Caillon & Esling 2021, section 3.3)."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from jaxaudio.core import Latent, Params, Shard, average
+
+LEAST = 1e-4  # of a posterior's deviation
+
+
+class Posterior(NamedTuple):
+    """Independent Gaussians."""
+
+    mean: Latent
+    deviation: Latent
+
+
+class Principal(NamedTuple):
+    """The principal components of latent frames: frame = mean + components @ axes."""
+
+    mean: Float[Array, "latent"]
+    axes: Float[Array, "component latent"]
+    spread: Float[Array, "component"]  # variance along each axis, the largest first
+
+    def compact(self, frames: Latent) -> Latent:
+        """Components of latent frames."""
+        return (frames - self.mean.reshape(1, 1, -1)) @ self.axes.T
+
+    def restore(self, components: Latent) -> Latent:
+        """The latent frames of their leading components, the others at their mean."""
+        return components @ self.axes[: components.shape[-1]] + self.mean.reshape(1, 1, -1)
+
+
+def posterior(x: Float[Array, "batch frames both"]) -> Posterior:
+    """What an encoder's last layer says: means, then deviations before a softplus."""
+    mean, raw = jnp.split(x, 2, -1)
+    return Posterior(mean, jax.nn.softplus(raw) + LEAST)
+
+
+def draw(given: Posterior, keys: Key[Array, "batch"]) -> Latent:
+    """One sample of each frame; row i from keys[i]."""
+    noise = jax.vmap(lambda key: jax.random.normal(key, given.mean.shape[1:]))(keys)
+    return given.mean + given.deviation * noise
+
+
+def divergence(given: Posterior) -> Latent:
+    """From the standard normal prior, in nats, of every component of every frame."""
+    return (given.mean**2 + given.deviation**2 - 1) / 2 - jnp.log(given.deviation)
+
+
+def geometric(step: Int[Array, ""], first: float, last: float, steps: int) -> Float[Array, ""]:
+    """A weight that grows from `first` to `last` by equal factors over `steps` steps."""
+    if not steps:
+        return jnp.float32(last)
+    return first * (last / first) ** jnp.minimum(step / steps, 1.0)
+
+
+def no_moments(latent: int) -> Params:
+    """Of latent frames that were not looked at yet."""
+    return {"mean": jnp.zeros(latent), "covariance": jnp.eye(latent)}
+
+
+def follow(moments: Params, frames: Latent, decay: float, updates: Int[Array, ""], shard: Shard) -> Params:
+    """The running mean and covariance of latent frames, one batch further."""
+    centred = frames - moments["mean"].reshape(1, 1, -1)
+    covariance = jnp.einsum("bfi,bfj->ij", centred, centred) / (frames.shape[0] * frames.shape[1])
+    seen = shard.mean({"mean": jnp.mean(frames, (0, 1)), "covariance": covariance})
+    return average(moments, seen, decay, updates)
+
+
+def principal(moments: Mapping[str, Array]) -> Principal:
+    """The axes of most variance, each with its largest entry positive."""
+    spread, vectors = jnp.linalg.eigh(moments["covariance"])
+    axes = vectors.T[::-1]
+    largest = jnp.take_along_axis(axes, jnp.argmax(jnp.abs(axes), 1)[:, None], 1)
+    return Principal(moments["mean"], axes * jnp.sign(largest), jnp.maximum(spread[::-1], 0))
