@@ -151,7 +151,7 @@ class Encodes(Model):
     @property
     @abc.abstractmethod
     def reach(self) -> int:
-        """Latent frames to either side of a stretch that bear on its sound: how far parts of a long recording overlap."""
+        """Latent frames to either side of a stretch that bear on its sound: so far parts of a long recording overlap."""
 
     @property
     def delay(self) -> int:
