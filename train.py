@@ -46,7 +46,7 @@ class Run:
     keep: int = 2  # latest checkpoints kept, beside the best one
     samples: int = 16  # sounds written at each evaluation
     eval_clips: int = 512  # held-out clips per evaluation, at most
-    patience: int = 25  # steps in a row without a finite gradient that stop the run
+    patience: int = 25  # updates of a network in a row without a finite gradient that stop the run
     deterministic: bool = False  # bit-for-bit repeatable on a GPU too, slower
 
     def __post_init__(self):
@@ -137,6 +137,7 @@ class Examination:
         self.labels, self.samples = labels, run.out / "samples"
         shardings = (devices.replicated, devices.sharded, devices.replicated)
         self.evaluate = jax.jit(model.evaluate, in_shardings=shardings, out_shardings=devices.replicated)
+        self.weights = jax.jit(model.weights, out_shardings=devices.replicated)
         self.listen = generate.Showcase(model, labels, run.samples) if isinstance(model, generate.NEEDS) else None
 
     def __call__(self, step: int, state: State, log: Log) -> dict[str, float] | None:
@@ -152,7 +153,7 @@ class Examination:
             log.write(step, {f"valid/{name}": value for name, value in means.items()})
             log.say(f"step {step}: " + "  ".join(f"valid/{name} {value:.4g}" for name, value in means.items()))
         if self.listen:
-            waves, sheet = self.listen(self.model.weights(state), self.key, self.samples, f"{step:07d}")
+            waves, sheet = self.listen(self.weights(state), self.key, self.samples, f"{step:07d}")
             log.media(step, waves, self.model.sample_rate, sheet)
             if not (self.samples / "real.png").exists():
                 self.draw_real_ones()

@@ -99,6 +99,16 @@ class Model(abc.ABC):
         del step
         return None
 
+    @property
+    def variants(self) -> tuple[Hashable, ...]:
+        """Every value of `stage`, in the order in which training first meets them."""
+        return (self.stage(0),)
+
+    @property
+    def stages(self) -> tuple[Hashable, ...]:
+        """Every variant that `stage` names."""
+        return (self.stage(0),)
+
     @abc.abstractmethod
     def train_step(
         self, state: State, batch: Batch, key: Key[Array, ""], shard: Shard, stage: Hashable

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from jaxaudio.core import Latent, Params, Shard, average
@@ -31,7 +32,7 @@ class Principal(NamedTuple):
         """Components of latent frames."""
         return (frames - self.mean.reshape(1, 1, -1)) @ self.axes.T
 
-    def restore(self, components: Latent) -> Latent:
+    def restore(self, components: Float[Array, "batch frames kept"]) -> Latent:
         """The latent frames of their leading components, the others at their mean."""
         return components @ self.axes[: components.shape[-1]] + self.mean.reshape(1, 1, -1)
 
@@ -65,12 +66,16 @@ def no_moments(latent: int) -> Params:
     return {"mean": jnp.zeros(latent), "covariance": jnp.eye(latent)}
 
 
+def moments_of(frames: Latent, centre: Float[Array, "latent"]) -> Params:
+    """Mean and covariance (around `centre`) of the latent frames of a batch; means over devices are those of all."""
+    centred = frames - centre.reshape(1, 1, -1)
+    covariance = jnp.einsum("bfi,bfj->ij", centred, centred) / (frames.shape[0] * frames.shape[1])
+    return {"mean": jnp.mean(frames, (0, 1)), "covariance": covariance}
+
+
 def follow(moments: Params, frames: Latent, decay: float, updates: Int[Array, ""], shard: Shard) -> Params:
     """The running mean and covariance of latent frames, one batch further."""
-    centred = frames - moments["mean"].reshape(1, 1, -1)
-    covariance = jnp.einsum("bfi,bfj->ij", centred, centred) / (frames.shape[0] * frames.shape[1])
-    seen = shard.mean({"mean": jnp.mean(frames, (0, 1)), "covariance": covariance})
-    return average(moments, seen, decay, updates)
+    return average(moments, shard.mean(moments_of(frames, moments["mean"])), decay, updates)
 
 
 def principal(moments: Mapping[str, Array]) -> Principal:
@@ -79,3 +84,38 @@ def principal(moments: Mapping[str, Array]) -> Principal:
     axes = vectors.T[::-1]
     largest = jnp.take_along_axis(axes, jnp.argmax(jnp.abs(axes), 1)[:, None], 1)
     return Principal(moments["mean"], axes * jnp.sign(largest), jnp.maximum(spread[::-1], 0))
+
+
+def factor_analysis(
+    rows: Float[np.ndarray, "n size"], latent: int, period: int, least: float, rounds: int
+) -> Mapping[str, np.ndarray]:
+    """The Gaussian model row = mean + z @ components + noise: "mean" [size], "components" [latent, size] and the
+    variances "noise" [size], which columns that lie a multiple of `period` apart share.
+
+    With a period of 1 this is probabilistic PCA in closed form (Tipping & Bishop 1999, eqs. 7 and 8), its subspace
+    found by iteration (Halko et al. 2011); else `rounds` of expectation maximisation from there (Rubin & Thayer 1982).
+    No deviation falls below `least`. The posterior of z has independent components, the best known first.
+    """
+    n, size = rows.shape
+    mean = rows.mean(0)
+    centred = rows - mean
+    basis = np.random.default_rng(0).standard_normal((size, min(2 * latent, n, size)), np.float32)
+    for _ in range(12):
+        basis = np.linalg.qr(centred.T @ (centred @ basis))[0]
+    _, values, axes = np.linalg.svd(centred @ basis, full_matrices=False)
+    values, axes = (values**2 / n)[:latent], (axes @ basis.T)[:latent]
+    power = np.mean(centred**2, 0)
+    one = max((power.sum() - values.sum()) / (size - latent), least**2)
+    components = np.zeros((latent, size), rows.dtype)
+    components[: len(axes)] = axes * np.sqrt(np.maximum(values - one, 0))[:, None]
+    noise = np.full(size, one, rows.dtype)
+    for _ in range(rounds if period > 1 else 0):
+        scaled = components / noise
+        covariance = np.linalg.inv(np.eye(latent, dtype=rows.dtype) + scaled @ components.T)
+        expected = centred @ (covariance @ scaled).T
+        across = expected.T @ centred / n
+        components = np.linalg.solve(expected.T @ expected / n + covariance, across)
+        left = power - np.sum(components * across, 0)
+        noise = np.maximum(np.tile(left.reshape(-1, period).mean(0), size // period), least**2)
+    turned = np.linalg.eigh(components / noise @ components.T)[1][:, ::-1]
+    return {"mean": mean, "components": turned.T @ components, "noise": noise}

@@ -174,7 +174,7 @@ def test_a_run_that_diverges_stops_with_its_state_saved_and_names_the_loss(tmp_p
     code, out, _ = run(train.main, "wavegan:tiny", *words, capsys=capsys)
     assert code == 3
     last = out.splitlines()[-1]
-    assert "5 steps in a row had a gradient that is not finite" in last
+    assert "5 updates in a row had a gradient that is not finite" in last
     assert "critic/loss" in last
     assert trained(tmp_path / "run").step > 5
 

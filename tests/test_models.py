@@ -26,9 +26,10 @@ class Subject:
         self.model: Model = dataclasses.replace(model, classes=CLASSES) if model.needs_labels else model
         self.devices = Devices("jit", 4)
         self.step = self.devices.compile(self.model)
-        self.stages = sorted({self.model.stage(i) for i in range(1000)}, key=str)
+        self.stages = self.model.variants
         self.make = partial(self.model.init, jax.random.key(0), self.model.measure([self.batch(0)]))
         self.init = jax.jit(self.make, out_shardings=self.devices.replicated)
+        self.weights = cache(lambda: jax.jit(self.model.weights)(self.init()))
 
     def batch(self, i: int) -> Batch:
         """Tones of random pitch and level: something to learn."""
@@ -68,6 +69,7 @@ def test_one_step_gives_finite_metrics_and_skips_nothing(subject):
 
 
 def test_there_is_one_compilation_per_stage(subject):
+    assert {subject.model.stage(i) for i in range(1000)} == set(subject.stages)
     subject.run(subject.step, subject.devices, subject.init(), 0, 3)
     assert subject.step._cache_size() <= len(subject.stages)
 
@@ -162,7 +164,7 @@ def test_generated_sound_has_the_promised_shape_and_depends_on_its_own_row_alone
     model = subject.model
     if not isinstance(model, Generates):
         pytest.skip(f"{zoo.name_of(model)} does not generate")
-    params, length = model.weights(subject.init()), model.segment - 3
+    params, length = subject.weights(), model.segment - 3
     label = jnp.arange(5) if model.classes else None
     sound = jax.jit(model.generate, static_argnums=(2, 3))
     five = sound(params, jax.random.key(3), 5, length, label)
@@ -177,7 +179,7 @@ def test_morphing_passes_through_the_sounds_at_its_ends(subject):
     model = subject.model
     if not isinstance(model, Morphs):
         pytest.skip(f"{zoo.name_of(model)} does not morph")
-    params = model.weights(subject.init())
+    params = subject.weights()
     label = jnp.zeros(2, int) if model.classes else None
     whole = model.generate(params, jax.random.key(3), 2, model.segment, label)
     np.testing.assert_allclose(model.render(params, model.latents(jax.random.key(3), 2), label), whole, atol=1e-6)
@@ -187,7 +189,7 @@ def test_classifying_reads_every_row_alone_and_gives_a_logit_per_class(subject):
     model = subject.model
     if not isinstance(model, Classifies):
         pytest.skip(f"{zoo.name_of(model)} does not classify")
-    params, wave = model.weights(subject.init()), jnp.asarray(subject.batch(0).wave)
+    params, wave = subject.weights(), jnp.asarray(subject.batch(0).wave)
     program = jax.jit(model.classify)
     logits, embedding = program(params, wave)
     assert logits.shape == (model.batch_size, CLASSES)

@@ -39,10 +39,13 @@ def analyse(
 
 
 def synthesise(
-    bands: Float[Array, "batch frames bands"], edges: tuple[int, int] = CENTRED[1]
+    bands: Float[Array, "batch frames bands"], edges: tuple[int, int] = CENTRED[1], first: int = 0
 ) -> Float[Array, "batch time"]:
-    """The signal of these bands; inverse of `analyse` to better than 100 dB, but for SPAN frames at both ends."""
-    return _filter(_signed(bands), _kernels(bands.shape[-1])[1], edges).reshape(len(bands), -1)
+    """The signal of these bands; inverse of `analyse` to better than 100 dB, but for SPAN frames at both ends.
+
+    first: the number of the first frame, where it is not an even one.
+    """
+    return _filter(_signed(bands, first), _kernels(bands.shape[-1])[1], edges).reshape(len(bands), -1)
 
 
 @lru_cache
@@ -121,8 +124,8 @@ def _filter(x: Array, kernel: np.ndarray, edges: tuple[int, int]) -> Array:
     return jax.lax.conv_general_dilated(x, jnp.asarray(kernel, x.dtype), (1,), (edges,), dimension_numbers=numbers)
 
 
-def _signed(bands: Array) -> Array:
+def _signed(bands: Array, first: int = 0) -> Array:
     """Every odd frame of every odd band with its sign changed: frequency rises in all bands alike."""
     frames, count = bands.shape[1:]
-    odd = np.outer(np.arange(frames) % 2, np.arange(count) % 2)
+    odd = np.outer((first + np.arange(frames)) % 2, np.arange(count) % 2)
     return bands * jnp.asarray(1 - 2 * odd, bands.dtype)[None]

@@ -196,9 +196,27 @@ def normalised(module: nn.Module, kernel: Kernel, axis: int) -> Kernel:
     """Weight norm: kernel * scale / |kernel|, one norm per entry of `axis` (PyTorch's dim 0: a convolution's output
     channels, a transposed convolution's input channels). The scale starts as the norm, so nothing changes at first."""
     others = [n for n in range(kernel.ndim) if n != axis % kernel.ndim]
+    if not module.is_initializing() and not module.has_variable("params", "scale"):
+        return kernel  # `folded`
     norm = jnp.sqrt(jnp.sum(kernel**2, others, keepdims=True))
     scale = module.param("scale", lambda _: norm.reshape(-1))
-    return kernel * (scale.reshape(norm.shape) / norm)
+    kernel = kernel * (scale.reshape(norm.shape) / norm)
+    if module.is_mutable_collection("folded") and not module.is_initializing():
+        module.put_variable("folded", "kernel", kernel)
+    return kernel
+
+
+def folded(module: nn.Module, variables: Mapping[str, Any], *inputs: Any) -> Mapping[str, Any]:
+    """The parameters with every weight norm worked into its kernel: the module takes them as they are, and normalises
+    nothing anew at every call. `inputs`: what one call takes; their values do not matter."""
+    _, found = module.apply(variables, *inputs, mutable="folded")
+
+    def merge(given: Mapping[str, Any], kernels: Mapping[str, Any]) -> Mapping[str, Any]:
+        kept = {name: leaf for name, leaf in given.items() if name != "scale" or "kernel" not in kernels}
+        deeper = lambda name, leaf: merge(leaf, kernels[name]) if isinstance(leaf, Mapping) else kernels[name]
+        return {name: deeper(name, leaf) if name in kernels else leaf for name, leaf in kept.items()}
+
+    return merge(variables["params"], found.get("folded", {}))
 
 
 def biased(module: nn.Module, y: Signal) -> Signal:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxaudio import zoo
 from jaxaudio.core import InputError, Model, Params
 from jaxaudio.runtime.checkpoint import Checkpoints, abstract
@@ -78,7 +80,7 @@ def trained(folder: Path, which: str = "latest") -> Trained:
     like = abstract(model, Devices(count=1).replicated)
     state = saved.restore(steps[which], like)
     labels = tuple(run["data"]["classes"]) if model.classes else ()
-    return Trained(folder, model, model.weights(state), steps[which], labels)
+    return Trained(folder, model, jax.jit(model.weights)(state), steps[which], labels)
 
 
 def _written(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -38,7 +38,8 @@ class Log:
         self.bar = tqdm.tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=None)
         self.steps, self.flying = steps, collections.deque()
         self.window: list[dict[str, float]] = []
-        self.skipped, self.waited, self.since = 0, 0.0, 0.0
+        self.waited, self.since = 0.0, 0.0
+        self.skipped = collections.Counter()  # of each network, its updates in a row: a stage may train one of several
         self.timed, self.heard = 0, 0.0  # steps since then, and seconds of audio in them
 
     def add(self, step: int, metrics: Metrics, examples: float, waited: float) -> None:
@@ -101,17 +102,22 @@ class Log:
             self.timed, self.heard = self.timed + 1, self.heard + examples
         else:  # the clock starts when the first step is done: it is compilation for the most part
             self.since, self.waited = time.perf_counter(), 0.0
-        bad = sorted(k for k, v in values.items() if k.endswith("skipped") and v > 0)
-        self.skipped = self.skipped + 1 if bad else 0
+        for name in (k for k in values if k.endswith("skipped")):
+            self.skipped[name] = self.skipped[name] + 1 if values[name] > 0 else 0
         if step % self.every == 0 or step == self.steps:
             self._line(step)
-        if self.skipped >= self.patience:
-            losses = ", ".join(f"{k.replace('skipped', 'loss')} = {values[k.replace('skipped', 'loss')]}" for k in bad)
-            raise Diverged(f"{self.skipped} steps in a row had a gradient that is not finite: {losses} at step {step}")
+        bad = [name for name in sorted(self.skipped) if self.skipped[name] >= self.patience]
+        if bad:
+            named = (name.replace("skipped", "loss") for name in bad)
+            losses = ", ".join(f"{name} = {values.get(name)}" for name in named)
+            raise Diverged(
+                f"{self.patience} updates in a row had a gradient that is not finite: {losses} at step {step}"
+            )
 
     def _line(self, step: int) -> None:
         now = time.perf_counter()
-        metrics = {k: float(np.mean([line[k] for line in self.window])) for k in self.window[0]}
+        names = dict.fromkeys(name for line in self.window for name in line)  # stages of a model differ in theirs
+        metrics = {k: float(np.mean([line[k] for line in self.window if k in line])) for k in names}
         seconds = max(now - self.since, 1e-9)
         metrics["steps_per_second"] = self.timed / seconds
         metrics["audio_per_second"] = self.heard / seconds

@@ -45,6 +45,22 @@ def test_skipped_updates_in_a_row_stop_the_run_and_name_the_loss(tmp_path):
     log = Log(tmp_path, 0, 99, every=10, patience=3)
     feed(log, 1, 2, skipped=1.0)
     feed(log, 3, 3)
-    with pytest.raises(Diverged, match=r"3 steps in a row .* net/loss = nan at step 6"):
+    with pytest.raises(Diverged, match=r"3 updates in a row .* net/loss = nan at step 6"):
         feed(log, 4, 8, skipped=1.0, loss=float("nan"))
     log.close()
+
+
+def test_stages_of_a_model_may_have_metrics_of_their_own(tmp_path):
+    """A line has the mean of each over the steps that had it; one that is trained every other step can diverge too."""
+    log = Log(tmp_path, 0, 99, every=4, patience=3)
+    for step in range(1, 9):
+        name = "critic" if step % 2 else "decoder"
+        bad = float(name == "critic" and step > 2)
+        log.add(step, {f"{name}/loss": jnp.float32(step), f"{name}/skipped": jnp.float32(bad)}, 1.0, 0.0)
+        if step == 7:
+            with pytest.raises(Diverged, match=r"critic/loss = 7.0 at step 7"):
+                log.drain()
+            break
+    log.close()
+    line = lines(tmp_path)[0]
+    assert (line["critic/loss"], line["decoder/loss"]) == (2.0, 3.0)
