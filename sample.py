@@ -50,7 +50,8 @@ def main(arguments: list[str]) -> None:
         able = [name for name, path in verbs.items() if isinstance(run.model, importlib.import_module(path).NEEDS)]
         raise InputError(f"{options.run} can't {arguments[0]}: it can {', '.join(able)}")
     where = verb.perform(run, options, options.seed, options.out)
-    print(f"{arguments[0]}: step {run.step} of {options.run}" + (f" -> {where}" if where else ""))
+    words = f"{arguments[0]}: step {run.step} of {options.run}" + (f" -> {where}" if where else "")
+    print(words, file=getattr(sys, getattr(verb, "SPEAKS_ON", "stdout")))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 
 from jaxaudio import zoo
-from jaxaudio.core import Batch, InputError, Model, State
+from jaxaudio.core import Batch, Encodes, Generates, InputError, Model, State
 from jaxaudio.data import audio, synth
 from jaxaudio.data.clips import Clips, Plan, fetcher
 from jaxaudio.data.pack import Folder, Pack, cache_folder, open_pack
@@ -26,7 +26,7 @@ from jaxaudio.runtime.folder import claim
 from jaxaudio.runtime.log import Diverged, Log
 from jaxaudio.runtime.parallel import Devices
 from jaxaudio.runtime.sheet import draw
-from jaxaudio.tasks import generate
+from jaxaudio.tasks import generate, reconstruct
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ class Examination:
         shardings = (devices.replicated, devices.sharded, devices.replicated)
         self.evaluate = jax.jit(model.evaluate, in_shardings=shardings, out_shardings=devices.replicated)
         self.weights = jax.jit(model.weights, out_shardings=devices.replicated)
-        self.listen = generate.Showcase(model, labels, run.samples) if isinstance(model, generate.NEEDS) else None
+        self.listen = self.showcase()
 
     def __call__(self, step: int, state: State, log: Log) -> dict[str, float] | None:
         """The held-out metrics, averaged over examples; None where there are no held-out recordings."""
@@ -155,17 +155,22 @@ class Examination:
         if self.listen:
             waves, sheet = self.listen(self.weights(state), self.key, self.samples, f"{step:07d}")
             log.media(step, waves, self.model.sample_rate, sheet)
-            if not (self.samples / "real.png").exists():
-                self.draw_real_ones()
+            if self.real and not (self.samples / "real.png").exists():
+                draw(self.real.wave, self.model.sample_rate, self.titles, self.samples / "real.png")
         return means or None
 
-    def draw_real_ones(self) -> None:
-        """samples/real.png: held-out recordings, to look at beside what was made."""
+    def showcase(self) -> generate.Showcase | reconstruct.Showcase | None:
+        """What writes sounds to listen to: held-out recordings through the model and back, or sounds from nothing."""
+        self.real, self.titles = None, []
         for plan, count in self.held_out.survey(self.run.samples):
-            real = Batch(*(field[:count] for field in self.held_out.gather(plan)))
-            titles = generate.captions(self.labels, real.label if self.labels else None, count)
-            draw(real.wave, self.model.sample_rate, titles, self.samples / "real.png")
-            return
+            self.real = Batch(*(field[:count] for field in self.held_out.gather(plan)))
+            self.titles = generate.captions(self.labels, self.real.label if self.labels else None, count)
+            break
+        if isinstance(self.model, Encodes):
+            return reconstruct.Showcase(self.model, self.real.wave, self.titles) if self.real else None
+        return (
+            generate.Showcase(self.model, self.labels, self.run.samples) if isinstance(self.model, Generates) else None
+        )
 
 
 def source(run: Run):

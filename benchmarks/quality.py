@@ -2,6 +2,7 @@
 
 Scores whatever a trained run can do on held-out recordings, with 95 % intervals, and adds a section to its report.html.
     generators    against recordings: distances, memorisation, and what a classifier run hears in the sounds
+    autoencoders  recordings and what comes back of them: distances beside those of noise vocoders, latent rate
     classifiers   accuracy, average precision, accuracy per speaker (or other group), confusion
 Files against files of the same name: python -m benchmarks.pairs.
 """
@@ -19,6 +20,7 @@ import numpy as np
 import tyro
 from scipy.special import log_softmax, softmax
 
+from benchmarks.reconstruction import of_autoencoder
 from benchmarks.recordings import (
     BATCH,
     Taken,
@@ -32,7 +34,7 @@ from benchmarks.recordings import (
     trained_on,
 )
 from benchmarks.scorecard import Card, Row, deliver, origin
-from jaxaudio.core import Classifies, Generates, InputError
+from jaxaudio.core import Classifies, Encodes, Generates, InputError
 from jaxaudio.data.audio import shown
 from jaxaudio.data.clips import Clips
 from jaxaudio.data.pack import Pack, cache_folder
@@ -60,7 +62,7 @@ class Options:
     classifier: Path | None = None  # a classifier's run, trained on recordings of the same kind
     embeddings: Path | None = None  # .npz of real and fake [clips, features] from a network of your own
     split: Literal["valid", "test", "train"] = "valid"  # which recordings are compared with
-    n: int = 1000  # of a generator: sounds made, and recordings taken at most; a classifier gets the whole split
+    n: int = 1000  # sounds made, and recordings taken at most; a classifier gets the whole split
     seed: int = 0  # of the sounds and of the intervals
     checkpoint: str = "latest"  # latest, best, or a step's number
     resamples: int = 200  # of the bootstrap
@@ -96,6 +98,9 @@ def main(arguments: list[str]) -> None:
     about = {**origin("benchmarks.quality", arguments), "step": given.run.step}
     if isinstance(given.run.model, Generates):
         deliver(of_generator(given), about, options.run / "scores", options.json)
+    if isinstance(given.run.model, Encodes):
+        card = of_autoencoder(given.run, given.pack, options.split, options.n, given.how)
+        deliver(card, about, options.run / "scores", options.json)
     if isinstance(given.run.model, Classifies):
         deliver(of_classifier(given), about, options.run / "scores", options.json)
     print(f"scored in {time.perf_counter() - began:.0f} s -> {shown(report.write(options.run))}")
@@ -109,8 +114,9 @@ def opened(options: Options) -> Given:
     mean_interval(np.zeros(2), options.resamples)  # refuses too few resamples
     embeddings = load_embeddings(options.embeddings) if options.embeddings else None
     run = trained(options.run, options.checkpoint)
-    if not isinstance(run.model, Generates | Classifies):
-        raise InputError(f"{shown(run.folder)} can do nothing that is scored here: generators and classifiers are")
+    if not isinstance(run.model, Generates | Encodes | Classifies):
+        kinds = "generators, autoencoders and classifiers"
+        raise InputError(f"{shown(run.folder)} can do nothing that is scored here: {kinds} are")
     judge = judge_for(run, trained(options.classifier)) if options.classifier else None
     return Given(options, run, data_of(run, options.data), judge, embeddings)
 

@@ -1,7 +1,8 @@
 """Training steps per second: python -m benchmarks.step MODEL[:PRESET] [--against torch] [--json FILE] [--model.FIELD V]
 
 Windows of the JAX step, of a matrix product (the machine's limit) and of the same model in PyTorch alternate in one
-process. Operations are counted in the textbook form, whatever form computes them.
+process. A model whose training has stages gets a row for each of them. Operations are counted in the textbook form,
+whatever form computes them.
 """
 
 import os
@@ -15,6 +16,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Literal
 
@@ -42,11 +44,11 @@ class Options:
     against: Literal["none", "torch"] = "none"  # the same model in another framework, in the same run
     windows: int = 9  # of each contestant
     seconds: float = 2.0  # length of a window
-    json: Path | None = None  # a line is added per model
+    json: Path | None = None  # a line is added per model and stage
 
 
-def measure(options: Options) -> dict[str, object]:
-    """One row: what was measured of this model."""
+def measure(options: Options, stage: Hashable) -> dict[str, object]:
+    """One row: what was measured of this stage of the model."""
     model = options.model
     if model.needs_labels and not model.classes:
         model = dataclasses.replace(model, classes=CLASSES)
@@ -58,14 +60,14 @@ def measure(options: Options) -> dict[str, object]:
     key = jax.random.key(1)
     program = devices.compile(model)
     began = time.perf_counter()
-    state, _ = jax.block_until_ready(program(state, batch, key, model.stage(0)))
+    state, _ = jax.block_until_ready(program(state, batch, key, stage))
     compile_s = time.perf_counter() - began
-    state, waited = input_wait(model, devices, program, state)
+    state, waited = input_wait(model, stage, devices, program, state)
     memory = peak_memory(devices)
 
     def step() -> None:
         nonlocal state
-        state, metrics = program(state, batch, key, model.stage(0))
+        state, metrics = program(state, batch, key, stage)
         jax.block_until_ready(metrics)
 
     contestants = {"jax": step, "matmul": matmul(model.dtype, MATMUL)}
@@ -73,7 +75,8 @@ def measure(options: Options) -> dict[str, object]:
     if options.against == "torch":
         for name, compiled in (("torch", False), ("torch.compile", True)):
             try:
-                peer = importlib.import_module(f"benchmarks.peers.{zoo.name_of(model)}").trainer(model, compiled)
+                trainer = importlib.import_module(f"benchmarks.peers.{zoo.name_of(model)}").trainer
+                peer = trainer(model, compiled, *([stage] if len(model.variants) > 1 else []))
                 peer()
                 contestants[name] = peer
             except Exception as problem:
@@ -83,9 +86,10 @@ def measure(options: Options) -> dict[str, object]:
 
     low, middle, high = quartiles(times["jax"])
     rate = 2 * MATMUL**3 / quartiles(times["matmul"])[1]
-    flops = operations(model)
+    flops = operations(model, stage)
     row = {
         "model": zoo.name_of(model),
+        "stage": stage,
         "parameters": parameters,
         "parallel": str(devices),
         "compile_s": compile_s,
@@ -110,12 +114,12 @@ def noise(model: Model) -> Batch:
     return Batch(wave.astype(np.float32), (np.arange(model.batch_size) % max(1, model.classes)).astype(np.int32))
 
 
-def operations(model: Model) -> float:
-    """Floating-point operations of one step, as the textbook form of every layer has them (from its unoptimised
-    program; the recurrent parts of a model count once, so they need a formula of their own)."""
+def operations(model: Model, stage: Hashable) -> float:
+    """Floating-point operations of one step of this stage, as the textbook form of every layer has them (from its
+    unoptimised program; the recurrent parts of a model count once, so they need a formula of their own)."""
     forms, conv.FORMS = conv.FORMS, {}
     try:
-        step = lambda state, batch, key: model.train_step(state, batch, key, Shard(), model.stage(0))
+        step = lambda state, batch, key: model.train_step(state, batch, key, Shard(), stage)
         state = jax.eval_shape(lambda: model.init(jax.random.key(0), model.measure(())))
         return jax.jit(step).lower(state, noise(model), jax.random.key(0)).cost_analysis()["flops"]
     finally:
@@ -128,7 +132,9 @@ def peak_memory(devices: Devices) -> float:
     return stats["peak_bytes_in_use"] if stats else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def input_wait(model: Model, devices: Devices, program: Step, state: State, seconds: float = 5.0):
+def input_wait(
+    model: Model, stage: Hashable, devices: Devices, program: Step, state: State, seconds: float = 5.0
+) -> tuple[State, float]:
     """The state, and the share of the time in which the devices wait for batches of the built-in recordings; nan where
     the packages that read audio are missing."""
     try:
@@ -145,7 +151,7 @@ def input_wait(model: Model, devices: Devices, program: Step, state: State, seco
         batch = fetch(i)
         if flying and flying[-1].is_ready():
             waited += time.perf_counter() - start
-        state, metrics = program(state, batch, jax.random.key(i), model.stage(0))
+        state, metrics = program(state, batch, jax.random.key(i), stage)
         flying = [*flying, jax.tree.leaves(metrics)[0]][-2:]
         jax.block_until_ready(flying[0])
         i += 1
@@ -155,8 +161,9 @@ def input_wait(model: Model, devices: Devices, program: Step, state: State, seco
 def table(row: dict) -> str:
     """The row for people."""
     low, middle, high = row["steps_per_second"]
+    name = row["model"] + (f" ({row['stage']})" if row["stage"] else "")
     lines = [
-        f"{row['model']}: {', '.join(f'{k} {v / 1e6:.2f}M' for k, v in row['parameters'].items())}, {row['parallel']}",
+        f"{name}: {', '.join(f'{k} {v / 1e6:.2f}M' for k, v in row['parameters'].items())}, {row['parallel']}",
         f"  compile           {row['compile_s']:.1f} s",
         f"  steps/s           {middle:.3f}  (quartiles {low:.3f} to {high:.3f})",
         f"  audio             {row['audio_per_second']:.1f} s per second",
@@ -175,7 +182,7 @@ def table(row: dict) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """One row per model."""
+    """One row per model and stage."""
     import tyro
 
     keep_freed_memory()
@@ -187,19 +194,20 @@ def main(arguments: list[str]) -> None:
     for spec in specs:
         default = Options(model=zoo.load(spec))
         options = tyro.cli(Options, default=default, args=arguments[len(specs) :], prog=f"benchmarks.step {spec}")
-        row = {
-            **measure(options),
-            "preset": spec,
-            "fields": zoo.dump(options.model),
-            "versions": versions(),
-            "git": revision(),
-        }
-        print(table(row), flush=True)
-        if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            with open(options.json, "a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"a line was added to {options.json}")
+        for stage in options.model.variants:
+            row = {
+                **measure(options, stage),
+                "preset": spec,
+                "fields": zoo.dump(options.model),
+                "versions": versions(),
+                "git": revision(),
+            }
+            print(table(row), flush=True)
+            if options.json:
+                options.json.parent.mkdir(parents=True, exist_ok=True)
+                with open(options.json, "a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(f"a line was added to {options.json}")
 
 
 if __name__ == "__main__":

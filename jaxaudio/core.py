@@ -104,11 +104,6 @@ class Model(abc.ABC):
         """Every value of `stage`, in the order in which training first meets them."""
         return (self.stage(0),)
 
-    @property
-    def stages(self) -> tuple[Hashable, ...]:
-        """Every variant that `stage` names."""
-        return (self.stage(0),)
-
     @abc.abstractmethod
     def train_step(
         self, state: State, batch: Batch, key: Key[Array, ""], shard: Shard, stage: Hashable
@@ -161,7 +156,7 @@ class Encodes(Model):
     @property
     @abc.abstractmethod
     def reach(self) -> int:
-        """Latent frames to either side of a stretch that bear on its sound: so far parts of a long recording overlap."""
+        """Latent frames to either side of a stretch that bear on its sound: so far long recordings overlap."""
 
     @property
     def delay(self) -> int:

@@ -70,3 +70,21 @@ def maker(recordings_of_three, tmp_path_factory):
     words = ("wavegan:tiny", "--data", recordings_of_three, "--out", folder, "--steps", 2, "--eval-every", 2)
     assert run(train.main, *words)[0] == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def coder(recordings_of_three, tmp_path_factory):
+    """An autoencoder that streams and has hardly begun."""
+    folder = tmp_path_factory.mktemp("runs") / "coder"
+    words = ("rave:tiny", "--data", recordings_of_three, "--out", folder, "--steps", 2, "--eval-every", 2)
+    assert run(train.main, *words, "--model.causal", "--model.segment", 512)[0] == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture(recordings_of_three, tmp_path_factory):
+    """An autoencoder of spectrograms that has hardly begun."""
+    folder = tmp_path_factory.mktemp("runs") / "picture"
+    words = ("specvae:tiny", "--data", recordings_of_three, "--out", folder, "--steps", 2, "--eval-every", 2)
+    assert run(train.main, *words)[0] == 0
+    return folder

@@ -5,7 +5,7 @@ import os
 import stat
 import struct
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -29,11 +29,29 @@ CANCELLED = 0.01  # range of the mean over range of the channels: -40 dB
 MOST_EXPECTED = 1 << 24  # frames for which a header is believed; beyond that, room doubles as samples come
 MOST_CHUNKS = 1000  # looked at before the samples
 UNKNOWN_LENGTH = 1 << 62  # libsndfile declares 2^63 - 1 frames where a header does not say
+MOST_WAV = 4_000_000_000  # bytes of samples; its sizes are of 32 bits
 MP3_SLACK = 2 * 1152  # frames by which MP3 tags of honest encoders overstate the length
 
 
 class Unusable(Exception):
     """A file that can't be used; `str` of it is the reason: one short line, without the path."""
+
+
+class Silent(Unusable):
+    """A file that holds nothing but silence: no use to learn from, but it can be processed."""
+
+
+class Recording(NamedTuple):
+    """What one pass over a file told; `blocks` gives its samples by another."""
+
+    path: str | Path
+    sample_rate: int  # Hz, wanted
+    channels: int  # wanted
+    frames: int  # at the wanted rate
+    peak: float  # of what `blocks` gives: at most 1
+    scale: np.float32  # that its samples are divided by, so that the peak is at most 1
+    file_rate: int  # Hz, as it is
+    file_channels: int  # as they are
 
 
 def shown(path: str | Path) -> str:
@@ -59,22 +77,41 @@ def read(path: str | Path, sample_rate: int, channels: int) -> np.ndarray:
     """
     if sample_rate <= 0 or channels <= 0:
         raise InputError(f"sample_rate is {sample_rate} and channels {channels}: both are at least 1")
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise Unusable("not a regular file")
-        with open(path, "rb", buffering=0) as file:  # libsndfile goes on from the descriptor's position
-            _refuse_truncated(file)
-            with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
-                _refuse_implausible(sound, channels)
-                heard = _Range()
-                blocks = _mixed(_decoded(sound, file, heard), min(channels, sound.channels), heard)
-                parts = _resampled(blocks, sound.samplerate, sample_rate)
-                wave = _levelled(_joined(parts, sound.frames * sample_rate / sound.samplerate))
-    except soundfile.SoundFileError as e:
-        raise Unusable(_reason(e)) from e
-    except OSError as e:
-        raise Unusable(e.strerror or str(e)) from e
+    with _opened(path, channels) as (file, sound):
+        heard = _Range()
+        mixed = _mixed(_decoded(sound, file, heard), min(channels, sound.channels), heard)
+        parts = _resampled(mixed, sound.samplerate, sample_rate)
+        wave = _levelled(_joined(parts, sound.frames * sample_rate / sound.samplerate))
     return wave if wave.shape[1] == channels else np.repeat(wave, channels, axis=1)
+
+
+def survey(path: str | Path, sample_rate: int, channels: int) -> Recording:
+    """Reads a recording of any length block by block, to learn how long and how loud it is. Raises `Unusable` where
+    `read` does, except for silence."""
+    if sample_rate <= 0 or channels <= 0:
+        raise InputError(f"sample_rate is {sample_rate} and channels {channels}: both are at least 1")
+    with _opened(path, channels) as (file, sound):
+        frames, heard = 0, _Range()
+        for block in _converted(sound, file, sample_rate, channels):
+            if len(block):
+                frames += len(block)
+                heard.add(block)
+        about = (sound.samplerate, sound.channels)
+    if not frames:
+        raise Unusable("too short: not one sample at the wanted rate")
+    scale = max(np.float32(1), heard.peak())
+    if not np.isfinite(scale):
+        raise Unusable("its samples are too large for the resampler")
+    return Recording(path, sample_rate, channels, frames, float(heard.peak() / scale), scale, *about)
+
+
+def blocks(recording: Recording) -> Iterator[np.ndarray]:
+    """The samples of `read`, a block [some frames, channels] at a time, by a second pass over the file: the first one
+    found the peak, which the scale of every block depends on."""
+    with _opened(recording.path, recording.channels) as (file, sound):
+        for block in _converted(sound, file, recording.sample_rate, recording.channels):
+            wave = block / recording.scale if recording.scale > 1 else block
+            yield wave if wave.shape[1] == recording.channels else np.repeat(wave, recording.channels, axis=1)
 
 
 def write(path: str | Path, wave: np.ndarray, sample_rate: int) -> None:
@@ -83,16 +120,27 @@ def write(path: str | Path, wave: np.ndarray, sample_rate: int) -> None:
     Makes the folders above; the file appears whole or not at all. Raises `InputError`.
     """
     path, wave = Path(path), np.asarray(wave)
-    if path.suffix.lower() not in WRITTEN:
-        raise InputError(f"{shown(path)}: cannot write '{path.suffix}'; name it one of {' '.join(WRITTEN)}")
+    _refuse_unknown(path)
     if wave.ndim not in (1, 2) or not wave.size or wave.dtype.kind in "iubc":
         raise InputError(f"{shown(path)}: wave is {wave.dtype} {wave.shape}, not float [frames] or [frames, channels]")
     wave = wave.astype(np.float32).reshape(len(wave), -1)
-    if not np.isfinite(wave).all():
-        raise InputError(f"{shown(path)}: the wave holds NaN or infinity")
+    _refuse_not_finite(path, wave)
+    with writing(path, sample_rate, wave.shape[1], len(wave)) as add:
+        add(wave)
+
+
+@contextlib.contextmanager
+def writing(path: str | Path, sample_rate: int, channels: int, frames: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """What `write` does, block by block: gives the function that takes the next float32 block [some frames, channels].
+
+    frames: how many will come, about; a WAV that 32 bits can't measure becomes an RF64, which the same readers know.
+    """
+    path = Path(path)
+    _refuse_unknown(path)
     container, coding = WRITTEN[path.suffix.lower()]
-    shape = {"samplerate": sample_rate, "channels": wave.shape[1], "format": container, "subtype": coding}
-    samples = to_int16(wave) if coding == "PCM_16" else wave.clip(-1, 1)
+    if container == "WAV" and 2 * frames * channels > MOST_WAV:
+        container = "RF64"
+    shape = {"samplerate": sample_rate, "channels": channels, "format": container, "subtype": coding}
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,8 +148,14 @@ def write(path: str | Path, wave: np.ndarray, sample_rate: int) -> None:
             open(temporary, "xb") as file,
             soundfile.SoundFile(file.fileno(), "w", closefd=False, **shape) as sound,
         ):
-            for start in range(0, len(samples), sample_rate):  # libsndfile's Vorbis crashes on long arrays
-                sound.write(samples[start : start + sample_rate])
+
+            def add(wave: np.ndarray) -> None:
+                _refuse_not_finite(path, wave)
+                samples = to_int16(wave) if coding == "PCM_16" else wave.clip(-1, 1)
+                for start in range(0, len(samples), sample_rate):  # libsndfile's Vorbis crashes on long arrays
+                    sound.write(samples[start : start + sample_rate])
+
+            yield add
         os.replace(temporary, path)
     except (OSError, soundfile.SoundFileError, AssertionError) as e:  # AssertionError: soundfile wrote less than asked
         reason = e.strerror if isinstance(e, OSError) else _reason(e)
@@ -120,6 +174,35 @@ def to_int16(wave: np.ndarray) -> np.ndarray:
     return samples
 
 
+@contextlib.contextmanager
+def _opened(path: str | Path, channels: int) -> Iterator[tuple[BinaryIO, soundfile.SoundFile]]:
+    """A file that is fit to be decoded; whatever is wrong with it, now or later, is raised as `Unusable`."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise Unusable("not a regular file")
+        with open(path, "rb", buffering=0) as file:  # libsndfile goes on from the descriptor's position
+            _refuse_truncated(file)
+            with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+                _refuse_implausible(sound, channels)
+                yield file, sound
+    except soundfile.SoundFileError as e:
+        raise Unusable(_reason(e)) from e
+    except OSError as e:
+        raise Unusable(e.strerror or str(e)) from e
+
+
+def _converted(sound: soundfile.SoundFile, file: BinaryIO, sample_rate: int, channels: int) -> Iterator[np.ndarray]:
+    """Blocks at this rate, of 1 or `channels` channels, silence among them, at the level of the file."""
+    heard = _Range()
+    decoded = _even_silent(_decoded(sound, file, heard))
+    yield from _resampled(_mixed(decoded, min(channels, sound.channels), heard), sound.samplerate, sample_rate)
+
+
+def _even_silent(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    with contextlib.suppress(Silent):  # raised behind the last block
+        yield from blocks
+
+
 def _decoded(sound: soundfile.SoundFile, file: BinaryIO, heard: "_Range") -> Iterator[np.ndarray]:
     """Blocks [frames, channels], finite, their range in `heard`; raises if they were fewer than declared, or silent."""
     frames, dtype = 0, "int16" if sound.subtype == "PCM_16" else "float32"
@@ -136,7 +219,7 @@ def _decoded(sound: soundfile.SoundFile, file: BinaryIO, heard: "_Range") -> Ite
     if not frames:
         raise Unusable("holds no samples")
     if heard.width() <= SILENT:  # an offset alone would not be silent any more after the resampler
-        raise Unusable("silent")
+        raise Silent("silent")
 
 
 def _mixed(blocks: Iterable[np.ndarray], channels: int, before: "_Range") -> Iterator[np.ndarray]:
@@ -186,11 +269,11 @@ def _levelled(wave: np.ndarray) -> np.ndarray:
         raise Unusable("too short: not one sample at the wanted rate")
     heard = _Range()
     heard.add(wave)
-    peak = max(-heard.low.min(), heard.high.max())
+    peak = heard.peak()
     if not np.isfinite(peak):
         raise Unusable("its samples are too large for the resampler")
     if heard.width() <= SILENT:
-        raise Unusable("silent")
+        raise Silent("silent")
     return wave / peak if peak > 1 else wave
 
 
@@ -203,9 +286,22 @@ class _Range:
         self.low = np.minimum(self.low, [column.min() for column in block.T])  # by column: axis=0 is four times slower
         self.high = np.maximum(self.high, [column.max() for column in block.T])
 
+    def peak(self) -> np.float32:
+        return max(-self.low.min(), self.high.max())
+
     def width(self) -> float:
         """Peak to peak, of the channel where it is largest."""
         return float(np.max(np.subtract(self.high, self.low, dtype=np.float64)))
+
+
+def _refuse_unknown(path: Path) -> None:
+    if path.suffix.lower() not in WRITTEN:
+        raise InputError(f"{shown(path)}: cannot write '{path.suffix}'; name it one of {' '.join(WRITTEN)}")
+
+
+def _refuse_not_finite(path: Path, wave: np.ndarray) -> None:
+    if not np.isfinite(wave).all():
+        raise InputError(f"{shown(path)}: the wave holds NaN or infinity")
 
 
 def _refuse_implausible(sound: soundfile.SoundFile, channels: int) -> None:

@@ -22,7 +22,7 @@ from jaxaudio.core import InputError
 from jaxaudio.dsp.loudness import SILENCE as SILENT_LUFS
 from jaxaudio.dsp.loudness import integrated_loudness
 from jaxaudio.dsp.mel import log_mel, mel_filters
-from jaxaudio.dsp.stft import magnitudes
+from jaxaudio.dsp.stft import magnitudes, window
 from jaxaudio.metrics import listeners
 
 Sounds = Float[Array, "batch time"]
@@ -33,6 +33,8 @@ Metric = Callable[[Sounds, Estimates, int], Scores]
 SILENCE_DB = -70.0  # a sound of less RMS about its mean, in dB below an amplitude of 1, is silent
 MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))  # window, mels
 STFT_WINDOWS = (2048, 512)
+RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))  # FFT, hop, window
+POWER_FLOOR = 1e-7  # of the powers in the multi-resolution STFT distance
 FLOOR = 1e-5  # of the magnitudes that a logarithm is taken of
 BLOCK = 2**20  # samples of each sound whose spectra are held at once: about 100 MiB
 
@@ -75,6 +77,21 @@ def stft_distance(reference: Sounds, estimate: Estimates, sample_rate: int) -> S
     """
     _check("stft_distance", reference, estimate, sample_rate, 1025)
     return _in_blocks(_stft_distance, reference, estimate)
+
+
+def multi_resolution_stft(reference: Sounds, estimate: Estimates, sample_rate: int) -> Scores:
+    """Mean over three resolutions of |A - B| / |A| (Frobenius norms) + mean |ln A - ln B|; lower is better.
+
+    A, B: magnitudes of reference and estimate with FFTs of 1024, 2048 and 512 samples, hops of 120, 240 and 50, Hann
+    windows of 600, 1200 and 240, frames centred and reflected at the ends, powers of at least 1e-7: about 110 dB below
+    a sine of amplitude 1, more than what 16 bits round off, so that digital silence counts as any silence. A reference
+    of an RMS below -70 dB has the |A| of noise of that level. Spectral convergence and log magnitude of Yamamoto et
+    al. 2020 (Parallel WaveGAN, eq. 4-6), floor and padding of its public implementation, in samples whatever the rate:
+    compare at one rate. Independent noises of one colour are 1.35 apart: 0.66 in convergence and 0.69 in logarithms.
+    Raises InputError for fewer than 1025 samples.
+    """
+    _check("multi_resolution_stft", reference, estimate, sample_rate, 1025)
+    return _in_blocks(_multi_resolution_stft, reference, estimate)
 
 
 def si_sdr(reference: Sounds, estimate: Estimates, sample_rate: int) -> Scores:
@@ -218,6 +235,14 @@ METRICS: Mapping[str, Entry] = {
         False,
         None,
     ),
+    "multi_resolution_stft": Entry(
+        multi_resolution_stft,
+        "",
+        "lower",
+        "Spectral convergence plus L1 of ln magnitudes, mean of 3 resolutions (Parallel WaveGAN's paper).",
+        False,
+        None,
+    ),
     "si_sdr": Entry(si_sdr, "dB", "higher", "Means taken off, within -100 to 100 (Le Roux et al. 2019).", True, None),
     "loudness_difference": Entry(
         loudness_difference, "LU", "zero", "Integrated loudness, estimate minus reference (BS.1770-4).", True, None
@@ -357,6 +382,21 @@ def _stft_distance(reference: Array, estimate: Array) -> Array:
         logs = [2 * jnp.log10(jnp.maximum(x, FLOOR)) for x in (r, e)]
         total += jnp.mean(jnp.abs(logs[0] - logs[1]), (1, 2)) + jnp.mean(jnp.abs(r - e), (1, 2))
     return total
+
+
+@jax.jit
+def _multi_resolution_stft(reference: Array, estimate: Array) -> Array:
+    total = jnp.zeros(reference.shape[0])
+    for size, hop, width in RESOLUTIONS:
+        taper = window("hann", width)
+        r, e = (magnitudes(x, size, hop, taper, padding="torch") for x in (reference, estimate))
+        r, e = (jnp.maximum(x, POWER_FLOOR**0.5) for x in (r, e))
+        # The norm of white noise's spectrum, by Parseval, at the level of what is silent.
+        least = 10 ** (SILENCE_DB / 20) * np.sqrt(r.shape[1] * size / 2 * np.sum(taper.astype(np.float64) ** 2))
+        norm = lambda x: jnp.sqrt(jnp.sum(x**2, (1, 2)))
+        total += norm(r - e) / jnp.maximum(norm(r), least.item())
+        total += jnp.mean(jnp.abs(jnp.log(r) - jnp.log(e)), (1, 2))
+    return total / len(RESOLUTIONS)
 
 
 @functools.partial(jax.jit, static_argnames="sample_rate")

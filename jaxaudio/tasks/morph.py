@@ -3,31 +3,39 @@
 import dataclasses
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 
-from jaxaudio.core import InputError, Morphs
+from jaxaudio.core import Encodes, InputError, Morphs
+from jaxaudio.data import audio
 from jaxaudio.runtime.command import check_seed
 from jaxaudio.runtime.folder import Trained
 from jaxaudio.tasks.generate import labels, write
+from jaxaudio.tasks.reconstruct import Codec, found, level, said, variations
 
-NEEDS = Morphs
+NEEDS = Morphs | Encodes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """Of the verb morph."""
 
-    seeds: str = "0,1"  # two or more: the sounds that the path visits, in this order
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()  # recordings to go between, of a model that encodes
+    seeds: str = "0,1"  # two or more: the sounds that the path visits, in this order, where there are no files
     steps: int = 9  # sounds from one to the next, both counted
     label: str | None = None  # of a conditional model: a class by name or number; none: the first
 
 
 def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     """Writes the sounds along the straight line between each two latents, and their sheet."""
-    del seed
+    if options.files:
+        return between_files(trained, options, seed, out)
+    if not isinstance(trained.model, Morphs):
+        raise InputError(f"{trained.folder} morphs between recordings: name two or more")
     seeds = options.seeds.split(",")
     if len(seeds) < 2 or not all(each.strip().isdecimal() for each in seeds) or options.steps < 2:
         raise InputError(f"seeds is {options.seeds!r} and steps {options.steps}: give two seeds as 3,4 and two steps")
@@ -41,4 +49,32 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     waves = np.asarray(jax.jit(model.render)(trained.params, path, label))
     titles = [f"{i % options.steps / (options.steps - 1):.2f}" for i in range(len(waves))]
     write(out, waves, model.sample_rate, titles)
+    return out
+
+
+def between_files(trained: Trained, options: Options, seed: int, out: Path) -> Path:
+    """The same between the latent frames of recordings, all of them cut to the shortest."""
+    if not isinstance(trained.model, Encodes):
+        raise InputError(f"{trained.folder} can't encode recordings: leave the files away, and choose --seeds")
+    paths = found(options.files, audio.SUFFIXES, "recording")
+    if len(paths) < 2 or options.steps < 2:
+        raise InputError(f"{len(paths)} recordings and {options.steps} steps: give at least two of each")
+    codec, sounds, ends = Codec(trained.model, trained.params, seed), [], []
+    for path in paths:
+        try:
+            sounds.append(codec.survey(path))
+            ends.append(np.concatenate(list(codec.latents(codec.blocks(sounds[-1]), sounds[-1].frames))))
+        except audio.Unusable as reason:
+            raise InputError(f"{audio.shown(path)} can't be used: {reason}; name another recording") from reason
+        print(f"{audio.shown(path)}  {said(sounds[-1])}", flush=True)
+    length = min(sound.frames for sound in sounds)
+    if any(sound.frames > length for sound in sounds):
+        print(f"all cut to the shortest: {length / trained.model.sample_rate:.2f} s")
+    points = [(end[: codec.frames(length)], level(codec.model, sound)) for end, sound in zip(ends, sounds, strict=True)]
+    path = [
+        (f"{share:.2f}", np.float32(1 - share) * a + np.float32(share) * b, (1 - share) * loud_a + share * loud_b)
+        for (a, loud_a), (b, loud_b) in pairwise(points)
+        for share in np.linspace(0, 1, options.steps).tolist()
+    ]
+    variations(codec, path, length, out)
     return out

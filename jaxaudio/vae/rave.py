@@ -201,11 +201,6 @@ class RAVE(Generates, Streams):
         """All three."""
         return "autoencoder", "critic", "decoder"
 
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """All three."""
-        return ("autoencoder", "critic", "decoder")
-
     def train_step(self, state, batch, key, shard, stage) -> tuple[State, Metrics]:
         """One update of the autoencoder, of the critic, or of the decoder, as the stage says."""
         networks, opt, tx = dict(state.params), dict(state.opt), self.optimizers

@@ -318,3 +318,82 @@ def test_rates_and_channels_of_the_caller_are_checked(tmp_path):
     for rate, channels in [(0, 1), (-1, 1), (RATE, 0)]:
         with pytest.raises(InputError):
             audio.read(path, rate, channels)
+
+
+@pytest.mark.parametrize("rate", [RATE, 44100])
+@pytest.mark.parametrize(("there", "wanted"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize("size", [1.0, 3.0])
+def test_blocks_of_a_recording_are_what_reading_it_gives(tmp_path, rate, there, wanted, size):
+    path = save(tmp_path / "a.wav", size * noise(3 * audio.BLOCK + 5, there), rate)
+    whole = audio.read(path, RATE, wanted)
+    recording = audio.survey(path, RATE, wanted)
+    blocks = list(audio.blocks(recording))
+    assert max(map(len, blocks)) <= audio.BLOCK
+    np.testing.assert_array_equal(np.concatenate(blocks), whole)
+    assert (recording.frames, recording.peak) == (len(whole), np.abs(whole).max())
+    assert (recording.file_rate, recording.file_channels) == (rate, there)
+
+
+@pytest.mark.parametrize("rate", [RATE, 48000])
+def test_silence_comes_in_blocks_where_it_is_not_learned_from(tmp_path, rate):
+    for wave in (np.zeros((9000, 2)), np.full((9000, 2), 0.25), np.zeros((3, 2))):
+        path = save(tmp_path / "a.wav", wave, rate)
+        recording = audio.survey(path, RATE, 1)
+        given = np.concatenate(list(audio.blocks(recording)))
+        assert given.shape == (recording.frames, 1) == (-(-len(wave) * RATE // rate), 1)
+        np.testing.assert_allclose(given[500:-500], wave[0, 0], atol=1e-5)
+
+
+def test_what_is_wrong_with_a_recording_is_found_before_its_first_block(tmp_path):
+    one = noise(2 * audio.BLOCK)
+    spoiled = np.append(one, [[np.nan]], axis=0)
+    cut = save(tmp_path / "whole.wav", one).read_bytes()[:-10]
+    (tmp_path / "cut.wav").write_bytes(cut)
+    files = {
+        save(tmp_path / "c.wav", np.hstack([one, -one])): "cancel",
+        save(tmp_path / "nan.wav", spoiled): "NaN",
+        save(tmp_path / "six.wav", noise(4000, 6)): "6 channels",
+        save(tmp_path / "empty.wav", one[:0]): "no samples",
+        save(tmp_path / "brief.wav", noise(1), 768_000): "too short",
+        tmp_path / "cut.wav": "truncated",
+        tmp_path / "none.wav": "No such file",
+    }
+    for path, reason in files.items():
+        with pytest.raises(audio.Unusable, match=reason):
+            audio.survey(path, RATE, 1)
+    with pytest.raises(InputError):
+        audio.survey(tmp_path / "c.wav", 0, 1)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_a_file_written_in_blocks_is_that_written_at_once(tmp_path, suffix):
+    wave = noise(50_000, 2, level=0.5)
+    audio.write(tmp_path / f"whole{suffix}", wave, RATE)
+    with audio.writing(tmp_path / "new" / f"parts{suffix}", RATE, 2, len(wave)) as add:
+        for start in range(0, len(wave), 777):
+            add(wave[start : start + 777])
+        assert not (tmp_path / "new" / f"parts{suffix}").exists(), "it appears whole or not at all"
+    assert (tmp_path / "new" / f"parts{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+
+
+def test_writing_in_blocks_that_fails_leaves_nothing(tmp_path):
+    def written(bad, name="a.wav"):
+        with audio.writing(tmp_path / name, RATE, 1, 200) as add:
+            add(noise(100))
+            add(bad)
+
+    for bad, error in ((noise(100) * np.nan, InputError), (noise(100, 3), ValueError)):
+        with pytest.raises(error):
+            written(bad)
+    with pytest.raises(InputError, match="cannot write"):
+        written(noise(100), "a.mp3")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_wav_has_no_size_for_becomes_an_rf64(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "MOST_WAV", 20_000)
+    for frames, container in ((10_000, "WAV"), (10_001, "RF64")):
+        wave = noise(frames)
+        audio.write(tmp_path / "a.wav", wave, RATE)
+        assert soundfile.info(tmp_path / "a.wav").format == container
+        np.testing.assert_allclose(audio.read(tmp_path / "a.wav", RATE, 1), wave, atol=2e-5)

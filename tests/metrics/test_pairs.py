@@ -3,6 +3,7 @@
 import importlib.util
 import warnings
 
+import jax
 import jax.numpy as jnp
 import librosa
 import numpy as np
@@ -72,6 +73,39 @@ def test_the_stft_distance_is_that_of_logarithms_and_of_magnitudes():
     assert pairs.stft_distance(a, b, RATE)[0] == pytest.approx(total, rel=1e-4)
 
 
+def test_the_multi_resolution_distance_is_spectral_convergence_and_logarithms_as_by_torch():
+    torch = pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
+    a = sounds(0, 2, 0.3)
+    a = a.at[1, 1000:3000].set(0)  # below the floor
+    b = noisy(a, 1)
+    expected = np.zeros(2)
+    for size, hop, width in ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240)):
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            how = {"window": torch.hann_window(width, dtype=torch.float64), "return_complex": True}
+            x, y = (torch.stft(torch.tensor(np.asarray(s, np.float64)), size, hop, width, **how) for s in pair)
+            x, y = (z.abs().square().clamp(min=1e-7).sqrt() for z in (x, y))
+            expected[i] += torch.linalg.norm(x - y) / torch.linalg.norm(x) + (x.log() - y.log()).abs().mean()
+    np.testing.assert_allclose(pairs.multi_resolution_stft(a, b, RATE), expected / 3, rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(pairs._multi_resolution_stft)(a, b), expected / 3, rtol=1e-4)
+
+
+def test_the_multi_resolution_distance_of_white_noises_is_the_closed_form_and_silence_counts_as_70_decibels():
+    rng = np.random.default_rng(0)
+    noises = jnp.asarray(0.1 * rng.standard_normal((2, 4 * RATE)), jnp.float32)
+    closed = np.sqrt(2 - np.pi / 2) + np.log(2)  # of magnitudes that are Rayleigh distributed
+    assert pairs.multi_resolution_stft(noises[:1], noises[1:], RATE)[0] == pytest.approx(closed, abs=0.01)
+
+    silence, level = jnp.zeros((1, 4 * RATE)), 10 ** (-70 / 20)
+    far = pairs.multi_resolution_stft(silence, 10 * level * noises[:1], RATE)[0]  # a level of 0.1 each: -70 dB
+    logs = np.mean([np.log(level * 1e7**0.5 * np.sqrt(np.sum(np.hanning(n) ** 2))) for n in (600, 1200, 240)])
+    rayleigh = -np.euler_gamma / 2  # the mean of ln of a Rayleigh variable of mean square 1
+    assert far == pytest.approx(1 + logs + rayleigh, abs=0.08)
+    half = pairs.multi_resolution_stft(level * 5 * noises[:1], silence, RATE)[0]
+    assert half == pytest.approx(0.5 + logs + rayleigh - np.log(2), abs=0.08)
+    rounding = jnp.asarray(rng.uniform(-0.5, 0.5, (1, 4 * RATE)) / 32768, jnp.float32)
+    assert pairs.multi_resolution_stft(silence, rounding, RATE)[0] < 0.02, "what 16 bits round off is silence"
+
+
 def test_si_sdr_is_the_ratio_of_powers_for_noise_that_is_orthogonal_whatever_the_scale_and_the_mean():
     time = np.arange(RATE) / RATE
     tone, other = np.sin(2 * np.pi * 440 * time), np.sin(2 * np.pi * 700 * time)
@@ -126,6 +160,7 @@ def test_the_spectral_correlation_is_pearsons_over_a_log_mel_spectrogram_so_that
 IDEAL = {
     "mel_distance": 0,
     "stft_distance": 0,
+    "multi_resolution_stft": 0,
     "si_sdr": 100,
     "loudness_difference": 0,
     "envelope_correlation": 1,
@@ -181,7 +216,7 @@ def test_silence_is_refused_by_name_or_has_a_finite_distance_and_measure_leaves_
 
 def test_distances_of_silence_to_itself_are_nothing():
     silence = jnp.zeros((1, RATE))
-    for distance in (pairs.mel_distance, pairs.stft_distance):
+    for distance in (pairs.mel_distance, pairs.stft_distance, pairs.multi_resolution_stft):
         np.testing.assert_array_equal(distance(silence, silence, RATE), 0)
 
 
@@ -231,6 +266,7 @@ def test_pairs_that_cannot_be_compared_are_refused(name, change, message):
     [
         ("mel_distance", 1025),
         ("stft_distance", 1025),
+        ("multi_resolution_stft", 1025),
         ("loudness_difference", 6400),
         ("envelope_correlation", 800),
         ("spectral_correlation", 513),

@@ -128,7 +128,7 @@ def test_pmap_computes_the_gradients_of_jit_in_the_second_phase(stage):
 def test_the_stages_are_the_first_phase_then_critic_and_decoder_in_turn():
     model = dataclasses.replace(TINY, warm_up=6, critic_every=3)
     assert [model.stage(i) for i in range(12)] == ["autoencoder"] * 6 + ["critic", "decoder", "decoder"] * 2
-    assert TINY.stages == ("autoencoder", "critic", "decoder")
+    assert TINY.variants == ("autoencoder", "critic", "decoder")
 
 
 def test_features_are_weighted_once():

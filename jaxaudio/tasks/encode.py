@@ -1,0 +1,120 @@
+"""The latent frames of recordings, as files that decode reads."""
+
+import dataclasses
+import hashlib
+import json
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+
+from jaxaudio import zoo
+from jaxaudio.core import Encodes
+from jaxaudio.data import audio
+from jaxaudio.runtime.folder import Trained
+from jaxaudio.tasks.reconstruct import Codec, found, level, one_by_one, said
+
+NEEDS = Encodes
+
+MOST_SAMPLES = 1 << 48
+DAMAGED = (ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, RuntimeError, zlib.error)
+DAMAGED += (zipfile.BadZipFile, struct.error)  # what numpy and zipfile raise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of the verb encode."""
+
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional]  # recordings, or folders of them
+
+
+class Encoded(NamedTuple):
+    """A recording's latents and what decoding them needs; the fields of a .npz file."""
+
+    latent: np.ndarray  # [frames, components] float32
+    length: int  # samples
+    sample_rate: int  # Hz
+    level: float  # the peak, of models that hear all at a peak of 1; else 1
+    model: str  # its fields, as JSON
+    parameters: str  # their digest
+    step: int  # of the checkpoint
+
+
+def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
+    """Writes NAME.npz per recording."""
+    codec, about = Codec(trained.model, trained.params, seed), identity(trained)
+
+    def encode(path: Path, target: Path) -> str:
+        sound = codec.survey(path)
+        latent = np.concatenate(list(codec.latents(codec.blocks(sound), sound.frames)))
+        save(target, Encoded(latent, sound.frames, sound.sample_rate, level(codec.model, sound), **about))
+        return f"{said(sound)}, {latent.shape[0]} frames of {latent.shape[1]} -> {target.name}"
+
+    one_by_one(found(options.files, audio.SUFFIXES, "recording"), out, ".npz", encode)
+    return out
+
+
+def identity(trained: Trained) -> dict[str, Any]:
+    """What tells a model and its parameters from others: fields of `Encoded`."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(trained.params)[0]:
+        leaf = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(leaf.tobytes())
+    fields = json.dumps(zoo.dump(trained.model), sort_keys=True)
+    return {"model": fields, "parameters": digest.hexdigest(), "step": trained.step}
+
+
+def save(path: Path, encoded: Encoded) -> None:
+    """The file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    with open(fresh, "wb") as file:
+        np.savez(file, **encoded._asdict())
+    fresh.replace(path)
+
+
+def load(path: Path, codec: Codec, own: dict[str, Any], components: int) -> Encoded:
+    """What `save` wrote. Raises `audio.Unusable` for a damaged file and for one of another model or checkpoint.
+
+    own: `identity` of the run. components: how many the model has; a file may hold fewer.
+    """
+    encoded = _read(path)
+    there, here = json.loads(encoded.model), json.loads(own["model"])
+    differing = [name for name in sorted(there | here) if there.get(name) != here.get(name)]
+    if differing:
+        differing = ["model"] if "model" in differing else differing
+        each = "; ".join(f"{name} is {there.get(name)} there and {here.get(name)} here" for name in differing)
+        raise audio.Unusable(f"of another model: {each}; decode it with its own run")
+    if encoded.parameters != own["parameters"]:
+        steps = f"step {encoded.step} there, step {own['step']} here"
+        raise audio.Unusable(f"of another run or checkpoint: the parameters differ ({steps}); see --checkpoint")
+    shape, kind, frames = encoded.latent.shape, encoded.latent.dtype, codec.frames(encoded.length)
+    if len(shape) != 2 or shape[0] != frames or not 0 < shape[1] <= components or kind != np.float32:
+        wanted = f"float32 ({frames}, 1 to {components}) as {encoded.length} samples want it"
+        raise audio.Unusable(f"its latent is {kind} {shape}, not {wanted}")
+    if not np.isfinite(encoded.latent).all():
+        raise audio.Unusable("its latent holds NaN or infinity")
+    return encoded
+
+
+def _read(path: Path) -> Encoded:
+    """The fields, each of its kind."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            encoded = Encoded(*[file[name] if name == "latent" else file[name].item() for name in Encoded._fields])
+        kinds = [type(value) for value in encoded[1:]]
+        if kinds != [int, int, float, str, str, int] or type(json.loads(encoded.model)) is not dict:
+            raise ValueError(kinds)
+        if not (0 < encoded.length < MOST_SAMPLES and 0 < encoded.level <= 1):
+            raise ValueError(encoded.length, encoded.level)
+    except OSError as problem:
+        raise audio.Unusable(problem.strerror or "damaged, or not a file of latents") from problem
+    except DAMAGED as problem:
+        raise audio.Unusable("damaged, or not a file of latents: encode the recording again") from problem
+    return encoded

@@ -1,0 +1,270 @@
+"""A recording through the model and back; a model of other sound gives it that timbre."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from itertools import chain
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import tyro
+
+from jaxaudio.core import Encodes, InputError, Params
+from jaxaudio.data import audio
+from jaxaudio.runtime.folder import Trained
+from jaxaudio.runtime.sheet import draw
+from jaxaudio.tasks import generate
+
+NEEDS = Encodes
+
+PART_SECONDS = 20.0  # of a recording that are processed at once
+FADE = 1  # latent frames over which one part passes into the next
+SHOWN, SHOWN_SECONDS = 4, 10.0  # recordings on a sheet, and how much of each
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of the verb reconstruct."""
+
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional]  # recordings, or folders of them
+    fidelity: float = 1.0  # share of the latent variance that is kept, by as few leading components as hold it
+
+
+def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
+    """Writes NAME.wav per recording, as long as it is and in time with it, and a sheet of the first few."""
+    codec = Codec(trained.model, trained.params, seed)
+    kept, shown = None, []
+    if options.fidelity != 1:
+        spread = np.asarray(trained.model.spread(trained.params))
+        kept = leading(spread, options.fidelity)
+        print(f"fidelity {options.fidelity}: {kept} of {len(spread)} components")
+
+    def reconstruct(path: Path, target: Path) -> str:
+        sound = codec.survey(path)
+        before, after = Head(codec.model.sample_rate), Head(codec.model.sample_rate)
+        latents = (each[:, :kept] for each in codec.latents(before.seen(codec.blocks(sound)), sound.frames))
+        codec.write(target, after.seen(codec.sound(latents, sound.frames, level(codec.model, sound))), sound.frames)
+        if len(shown) < 2 * SHOWN:
+            shown.extend([(f"{path.stem}, original", before), (f"{path.stem}, {target.name}", after)])
+        return f"{said(sound)} -> {target.name}"
+
+    one_by_one(found(options.files, audio.SUFFIXES, "recording"), out, ".wav", reconstruct)
+    page(out / "sheet.png", shown)
+    return out
+
+
+class Showcase:
+    """The same recordings through a model again and again while it learns."""
+
+    def __init__(self, model: Encodes, wave: np.ndarray, titles: Sequence[str]):
+        self.model, self.wave, self.titles = model, wave, list(titles)
+        late = -(-model.delay // model.hop) * model.hop
+        self.padded = np.pad(wave, ((0, 0), (0, late), (0, 0)))
+        self.program = jax.jit(lambda params, wave, key: model.decode(params, model.encode(params, wave), key))
+
+    def __call__(self, params: Params, key: jax.Array, out: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
+        """Writes out/PREFIX-*.wav and their sheet out/PREFIX.png; the sounds [n, time, channels] and the picture."""
+        late, length = self.model.delay, self.wave.shape[1]
+        waves = np.nan_to_num(self.program(params, self.padded, key)[:, late : late + length])  # diverging is no reason to stop
+        return waves, generate.write(out, waves, self.model.sample_rate, self.titles, prefix)
+
+
+def leading(spread: np.ndarray, fidelity: float) -> int:
+    """How many leading components hold this share of the variance."""
+    if not 0 < fidelity <= 1:
+        raise InputError(f"fidelity is {fidelity}: it is a share of the variance, above 0 and at most 1")
+    held = np.cumsum(spread, dtype=np.float64)
+    return min(int(np.searchsorted(held, fidelity * held[-1])) + 1, len(spread))
+
+
+class Codec:
+    """A model and its parameters, for recordings of any length.
+
+    Encoding and decoding go through windows of `most` frames or, for recordings that are shorter, the next power of
+    two: few compilations, bounded memory. Neighbouring windows overlap by the model's reach on either side, where a
+    window is not what the whole would be, and by FADE frames over which the one passes into the other: alike in both
+    where the model is exact. Beyond the end of a recording are zeros, beyond the end of latents their last frame.
+    """
+
+    def __init__(self, model: Encodes, params: Params, seed: int):
+        self.model, self.params, self.key = model, params, jax.random.key(seed)
+        self.encode, self.decode = jax.jit(model.encode), jax.jit(model.decode)
+        self.most = max(-(-round(PART_SECONDS * model.sample_rate) // model.hop), 4 * (2 * model.reach + FADE))
+
+    def survey(self, path: Path) -> audio.Recording:
+        """One pass over the file. Raises `audio.Unusable`."""
+        return audio.survey(path, self.model.sample_rate, self.model.channels)
+
+    def blocks(self, sound: audio.Recording) -> Iterator[np.ndarray]:
+        """The recording [some, channels], block by block, as loud as the model wants it."""
+        gain = np.float32(1 / level(self.model, sound))
+        return (block if gain == 1 else block * gain for block in audio.blocks(sound))
+
+    def frames(self, length: int) -> int:
+        """Latent frames of so many samples: the last ones are for what comes out late."""
+        return -(-(length + self.model.delay) // self.model.hop)
+
+    def latents(self, blocks: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
+        """The latent frames [some, n] of sound that comes in blocks [some, channels], `length` samples in all."""
+        frames, encode = self.frames(length), lambda start, part: self.encode(self.params, part)
+        return self._through(blocks, frames, self.model.hop, 1, encode, "constant")
+
+    def sound(self, latents: Iterable[np.ndarray], length: int, loud: float) -> Iterator[np.ndarray]:
+        """The sound of latent frames [some, n], in time with what was encoded, times `loud`."""
+        decode = lambda start, part: self.decode(self.params, part, self.key, start)
+        late, left = self.model.delay, length
+        for block in self._through(latents, self.frames(length), 1, self.model.hop, decode, "edge"):
+            wave = block[min(late, len(block)) :][:left]
+            late, left = max(0, late - len(block)), left - len(wave)
+            if len(wave):
+                yield wave * np.float32(loud)
+
+    def write(self, path: Path, blocks: Iterable[np.ndarray], length: int) -> None:
+        with audio.writing(path, self.model.sample_rate, self.model.channels, length) as add:
+            for block in blocks:
+                add(block)
+
+    def _through(
+        self, blocks: Iterable[np.ndarray], frames: int, rows: int, out_rows: int, program: Callable, beyond: str
+    ) -> Iterator[np.ndarray]:
+        """What `program` makes of `frames` frames, which are `rows` rows of `blocks` each and `out_rows` rows of the
+        result: the whole, in pieces."""
+        size = min(self.most, 1 << (frames - 1).bit_length())
+        step = size - 2 * self.model.reach - FADE
+        results = (
+            (start, np.asarray(program(start, part[None]))[0])
+            for start, part in windows(blocks, frames, rows, size, step, beyond)
+        )
+        return joined(results, frames, out_rows, size, self.model.reach)
+
+
+def windows(
+    blocks: Iterable[np.ndarray], frames: int, rows: int, size: int, step: int, beyond: str
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(first frame, `size` frames), every `step` frames; the last one ends where all ends, if that is far enough.
+
+    blocks: [some, ...], a frame being `rows` of their rows. beyond: how numpy pads what is missing at the end.
+    """
+    blocks, held, start = iter(blocks), [], 0
+    while True:
+        missing = min(size, frames - start) * rows - sum(map(len, held))
+        while missing > 0 and (block := next(blocks, None)) is not None:
+            held.append(block)
+            missing -= len(block)
+        held = [np.concatenate(held)]
+        part = held[0][: min(size, frames - start) * rows]
+        yield start, np.pad(part, ((0, size * rows - len(part)), (0, 0)), beyond)
+        if start + size >= frames:
+            return
+        following = min(start + step, frames - size)
+        held, start = [held[0][(following - start) * rows :]], following
+
+
+def joined(
+    results: Iterable[tuple[int, np.ndarray]], frames: int, rows: int, size: int, reach: int
+) -> Iterator[np.ndarray]:
+    """What came of `windows`, joined: of each its inner part, the FADE last frames mixed with those of the next."""
+    share = ((np.arange(FADE * rows, dtype=np.float32) + 0.5) / (FADE * rows)).reshape(-1, 1)
+    tail, done = None, 0
+    for start, result in results:
+        last = start + size >= frames
+        end = frames if last else start + size - reach
+        piece = result[(done - start) * rows : (end - start) * rows]
+        if tail is not None:
+            fading = (1 - share) * tail + share * piece[: len(share)]
+            piece = np.concatenate([fading, piece[len(share) :]])
+        if not last:
+            piece, tail, done = piece[: -len(share)], piece[-len(share) :], end - FADE
+        yield piece
+
+
+def level(model: Encodes, sound: audio.Recording) -> float:
+    """How loud a recording is, where the model wants all of them at a peak of 1; else 1."""
+    return max(sound.peak, 1e-9) if model.gain == "peak" else 1.0
+
+
+class Head:
+    """Keeps the beginning of what passes by, for a sheet."""
+
+    def __init__(self, sample_rate: int):
+        self.sample_rate, self.kept, self.room = sample_rate, [], round(SHOWN_SECONDS * sample_rate)
+
+    def seen(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The same blocks."""
+        for block in blocks:
+            if self.room:
+                self.kept.append(block[: self.room].copy())
+                self.room -= len(self.kept[-1])
+            yield block
+
+
+def page(path: Path, shown: Sequence[tuple[str, Head]]) -> None:
+    """A sheet of these sounds, the shorter ones followed by silence."""
+    waves = [np.concatenate(head.kept) for _, head in shown]
+    length = max(1024, *map(len, waves))
+    even = np.stack([np.pad(wave, ((0, length - len(wave)), (0, 0))) for wave in waves])
+    draw(even, shown[0][1].sample_rate, [audio.shown(title)[-48:] for title, _ in shown], path)
+
+
+def variations(codec: Codec, path: Sequence[tuple[str, np.ndarray, float]], length: int, out: Path) -> None:
+    """A WAV file for each (title, latent frames, how loud) and one sheet of them all."""
+    shown = []
+    for i, (title, latent, loud) in enumerate(path):
+        shown.append((title, Head(codec.model.sample_rate)))
+        sound = shown[-1][1].seen(codec.sound([latent], length, loud))
+        codec.write(out / f"{i:03d}-{title}.wav", sound, length)
+    page(out / "sheet.png", shown)
+
+
+def said(sound: audio.Recording) -> str:
+    """How long a recording is, and what was done to it to fit the model."""
+    words = [f"{sound.frames / sound.sample_rate:.2f} s"]
+    if sound.file_rate != sound.sample_rate:
+        words.append(f"resampled from {sound.file_rate} to {sound.sample_rate} Hz")
+    if sound.file_channels > sound.channels:
+        words.append("mono by the mean of its two channels")
+    elif sound.file_channels < sound.channels:
+        words.append(f"its one channel repeated to {sound.channels}")
+    if sound.scale > 1:
+        words.append(f"scaled down from a peak of {sound.scale:.3g}")
+    return ", ".join(words)
+
+
+def found(files: Iterable[Path], suffixes: Set[str], what: str) -> list[Path]:
+    """The files, and all in the folders that end so, sorted."""
+    within = lambda folder: sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    paths = list(chain.from_iterable(within(path) if path.is_dir() else [path] for path in files))
+    if not paths:
+        raise InputError(f"no {what} given: name files, or a folder that holds some")
+    return paths
+
+
+def targets(paths: Sequence[Path], out: Path, suffix: str) -> list[Path]:
+    """A file in `out` for each, NAME + suffix or, where that is one of `paths` or taken by another, NAME-2 + suffix."""
+    taken, chosen = {path.resolve() for path in paths}, []
+    for path in paths:
+        target, n = out / f"{path.stem}{suffix}", 1
+        while target.resolve() in taken:
+            n += 1
+            target = out / f"{path.stem}-{n}{suffix}"
+        taken.add(target.resolve())
+        chosen.append(target)
+    return chosen
+
+
+def one_by_one(paths: Sequence[Path], out: Path, suffix: str, act: Callable[[Path, Path], str]) -> None:
+    """`act` on every file and its target, with a printed row each; a file that can't be used is named and left out.
+    Raises InputError where none can be used."""
+    width, problem, used = min(48, max(len(audio.shown(path)) for path in paths)), None, 0
+    for path, target in zip(paths, targets(paths, out, suffix), strict=True):
+        name = audio.shown(path)
+        try:
+            words = act(path, target)
+            used += 1
+        except audio.Unusable as reason:
+            words = f"left out: {reason}"
+            problem = problem or f"{name}: {reason}"
+        print(f"{name[-width:]:{width}}  {words}", flush=True)
+    if not used:
+        raise InputError(f"none of {len(paths)} files can be used; the first: {problem}")

@@ -1,0 +1,142 @@
+"""The verbs encode and decode: latents as files, of one model and checkpoint."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import sample
+from jaxaudio.core import InputError
+from jaxaudio.data import audio
+from jaxaudio.runtime.folder import trained
+from jaxaudio.tasks import decode, encode, reconstruct
+from tests.commands import run
+from tests.toy import MIXING, sound, toy
+
+
+def encoded(given, files, out):
+    return encode.perform(given, encode.Options(files=tuple(files)), 3, out)
+
+
+def decoded(given, files, out):
+    return decode.perform(given, decode.Options(files=tuple(files)), 3, out)
+
+
+def test_decoding_what_was_encoded_is_reconstructing_bit_for_bit(coder, tmp_path):
+    for name, length in (("long", 3000), ("brief", 1500)):
+        audio.write(tmp_path / "in" / f"{name}.wav", sound(length), 16000)
+    words = ("--out", tmp_path / "out", "--seed", 5)
+    assert run(sample.main, "encode", coder, tmp_path / "in", *words)[0] == 0
+    assert run(sample.main, "decode", coder, tmp_path / "out", *words)[0] == 0
+    assert run(sample.main, "reconstruct", coder, tmp_path / "in", *words[:1], tmp_path / "same", *words[2:])[0] == 0
+    for name in ("long", "brief"):
+        same = (tmp_path / "same" / f"{name}.wav").read_bytes()
+        assert (tmp_path / "out" / f"{name}.wav").read_bytes() == same
+    model = trained(coder).model
+    with np.load(tmp_path / "out" / "long.npz") as file:
+        assert file["latent"].dtype == np.float32
+        assert file["latent"].shape == (-(-(3000 + model.delay) // model.hop), model.latent)
+        assert (int(file["length"]), int(file["sample_rate"])) == (3000, 16000)
+
+
+@pytest.mark.parametrize("gain", ["none", "peak"])
+def test_parts_noise_and_level_survive_the_file(tmp_path, monkeypatch, gain):
+    monkeypatch.setattr(reconstruct, "PART_SECONDS", 0.3)
+    given = toy(tmp_path, **MIXING, delay=3, gain=gain)
+    audio.write(tmp_path / "a.wav", sound(1000), 1000)
+    encoded(given, [tmp_path / "a.wav"], tmp_path)
+    decoded(given, [tmp_path / "a.npz"], tmp_path / "new")
+    options = reconstruct.Options(files=(tmp_path / "a.wav",))
+    reconstruct.perform(given, options, 3, tmp_path / "same")
+    assert (tmp_path / "new" / "a.wav").read_bytes() == (tmp_path / "same" / "a.wav").read_bytes()
+    decode.perform(given, decode.Options(files=(tmp_path / "a.npz",)), 4, tmp_path / "other")
+    assert (tmp_path / "other" / "a.wav").read_bytes() != (tmp_path / "same" / "a.wav").read_bytes(), "another seed"
+
+
+def altered(path, **values):
+    """The same file with other fields."""
+    with np.load(path) as file:
+        fields = {name: file[name] for name in file.files} | values
+    np.savez(path.with_name("altered.npz"), **fields)
+    return path.with_name("altered.npz")
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A toy and a file of its latents."""
+    given = toy(tmp_path)
+    audio.write(tmp_path / "a.wav", sound(400), 1000)
+    return given, encoded(given, [tmp_path / "a.wav"], tmp_path / "latents") / "a.npz"
+
+
+def refusal(given, path):
+    with pytest.raises(InputError) as caught:
+        decoded(given, [path], path.parent)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_fewer_components_are_decoded_the_others_at_their_mean(file, tmp_path, capsys):
+    given, path = file
+    with np.load(path) as fields:
+        latent = fields["latent"]
+    decoded(given, [altered(path, latent=latent[:, :3])], tmp_path)
+    assert "3 of 8 components" in capsys.readouterr().out
+    expected = (latent[:, :3] @ given.model.basis.T[:3]).reshape(-1, 1)
+    np.testing.assert_allclose(audio.read(tmp_path / "altered.wav", 1000, 1), expected, atol=2e-5)
+
+
+def test_latents_of_another_model_are_refused_by_what_differs(file, tmp_path):
+    given, path = file
+    other = given._replace(model=dataclasses.replace(given.model, past=0.5, sample_rate=2000))
+    words = refusal(other, path)
+    assert "past is 0.0 there and 0.5 here; sample_rate is 1000 there and 2000 here" in words
+    assert "segment" not in words
+
+
+def test_latents_of_another_checkpoint_are_refused_by_its_step(file):
+    given, path = file
+    assert "step 2 there, step 7 here" in refusal(
+        given._replace(params={"spread": given.params["spread"] + 1}, step=7), path
+    )
+    decoded(given._replace(step=7), [path], path.parent)  # the same parameters are the same model
+
+
+def test_latents_of_a_wrong_shape_or_content_are_refused(file):
+    given, path = file
+    frames = np.zeros((50, 8), np.float32)
+    assert "(49, 8)" in refusal(given, altered(path, latent=frames[:49]))
+    assert "(50, 9)" in refusal(given, altered(path, latent=np.zeros((50, 9), np.float32)))
+    assert "(50, 0)" in refusal(given, altered(path, latent=frames[:, :0]))
+    assert "(400,)" in refusal(given, altered(path, latent=frames.ravel()))
+    assert "float64" in refusal(given, altered(path, latent=frames.astype(float)))
+    assert "NaN" in refusal(given, altered(path, latent=frames * np.nan))
+    for wrong in ({"length": 0}, {"length": -400}, {"length": 400.0}, {"level": np.nan}, {"model": "[]"}):
+        assert "damaged" in refusal(given, altered(path, **wrong))
+    for wrong in ({"length": [400, 1]}, {"latent": np.array([{}])}, {"model": "{"}, {"level": 1e9}):
+        assert "damaged" in refusal(given, altered(path, **wrong))
+
+
+def test_a_damaged_file_of_latents_gives_one_line_and_the_others_go_on(file, tmp_path, capsys):
+    given, path = file
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    bad = tmp_path / "bad.npz"
+    codec, own = reconstruct.Codec(given.model, given.params, 0), encode.identity(given)
+    reasons = []
+    for _ in range(200):
+        damaged = bytearray(content[: rng.integers(len(content))] if rng.random() < 0.3 else content)
+        for at in rng.integers(0, max(1, len(damaged)), min(len(damaged), 4)):
+            damaged[at] = rng.integers(256)
+        bad.write_bytes(damaged)
+        try:
+            encode.load(bad, codec, own, 8)
+        except audio.Unusable as reason:
+            reasons.append(str(reason))
+    assert len(reasons) > 100
+    assert not any("\n" in reason for reason in reasons)
+    bad.write_bytes(content[:100])
+    decoded(given, [bad, path, tmp_path / "none.npz", tmp_path / "a.wav"], tmp_path / "new")
+    out = capsys.readouterr().out
+    assert out.count("left out: damaged") == 2
+    assert "left out: No such file or directory" in out
+    assert [found.name for found in (tmp_path / "new").iterdir()] == ["a.wav"]
