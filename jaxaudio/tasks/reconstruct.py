@@ -66,7 +66,8 @@ class Showcase:
     def __call__(self, params: Params, key: jax.Array, out: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
         """Writes out/PREFIX-*.wav and their sheet out/PREFIX.png; the sounds [n, time, channels] and the picture."""
         late, length = self.model.delay, self.wave.shape[1]
-        waves = np.nan_to_num(self.program(params, self.padded, key)[:, late : late + length])  # diverging is no reason to stop
+        made = np.nan_to_num(self.program(params, self.padded, key))  # diverging is no reason to stop
+        waves = made[:, late : late + length]
         return waves, generate.write(out, waves, self.model.sample_rate, self.titles, prefix)
 
 
