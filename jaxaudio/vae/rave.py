@@ -5,8 +5,8 @@ Caillon, Esling: RAVE, a variational autoencoder for fast and high-quality neura
 spectral distance over bands and full band, the second phase with frozen encoder, hinge loss and feature matching, the
 filtered noise, the compaction of the latent space by its principal components. Departs: the relative part of the
 distance is floored for silent examples; the components that compaction leaves out take their mean instead of noise;
-losses are over the whole segment. Feature matching is weighted once; the official code weights it twice
-(`feature_matching` 100 in v1, 400 in v2 are its effective weights).
+losses are over the whole segment. Feature matching is weighted once; the official code multiplies by the weight twice
+(`feature_matching_twice`).
 
     python train.py rave:small --data FOLDER
 """
@@ -84,7 +84,8 @@ class RAVE(Generates, Streams):
     beta_first: float = 0.1  # the weight at the first step
     beta_steps: int = 0  # over which it grows from there by equal factors
     adversarial: float = 1.0  # weight of the hinge loss
-    feature_matching: float = 10.0  # weight, once; the official code's effective one is 100 (v1), 400 (v2)
+    feature_matching: float = 10.0  # weight of the critic's features
+    feature_matching_twice: bool = False  # that weight squared, as in effect in the official code: 100 (v1), 400 (v2)
     relative_features: bool = False  # feature distance relative to the features' size (v2)
     periods: bool = False  # a critic of periods beside that of scales (v2)
     critic_width: int = 64  # channels of the critic's first layer, doubled in each further one
@@ -168,6 +169,11 @@ class RAVE(Generates, Streams):
         return -(-total // (math.prod(self.ratios) * (1 if self.causal else 2))) + 1
 
     @property
+    def feature_weight(self) -> float:
+        """In effect."""
+        return self.feature_matching ** (2 if self.feature_matching_twice else 1)
+
+    @property
     def optimizers(self) -> dict[str, optax.GradientTransformation]:
         """Adam as for GANs; the autoencoder's rate falls during the first phase."""
         rate = optax.linear_schedule(self.learning_rate, self.last_rate, self.warm_up)
@@ -243,7 +249,7 @@ class RAVE(Generates, Streams):
         terms = {
             **self.distances(wave, sound, bands, made),
             "adversarial": -self.adversarial * sum(jnp.mean(score) for score in scores),
-            "features": self.feature_matching * jnp.mean(self.feature_distance(real, fake)),
+            "features": self.feature_weight * jnp.mean(self.feature_distance(real, fake)),
         }
         seen = {"statistics": state.extra["statistics"], "moments": self.moments(given, state)}
         return sum(terms.values()), {**terms, **jax.lax.stop_gradient(seen)}

@@ -140,6 +140,9 @@ def test_features_are_weighted_once():
     loss = lambda model: jax.jit(second(model))(state.params["autoencoder"])
     once, terms = loss(TINY)
     _, tenfold = loss(dataclasses.replace(TINY, feature_matching=10 * TINY.feature_matching))
+    assert [zoo.load(f"rave:{name}").feature_weight for name in ("v1", "v2")] == [10, 20]
+    twice = [dataclasses.replace(zoo.load(f"rave:{name}"), feature_matching_twice=True) for name in ("v1", "v2")]
+    assert [model.feature_weight for model in twice] == [100, 400]
     assert float(tenfold["features"]) == pytest.approx(10 * float(terms["features"]), rel=1e-5)
     named = ("full_band", "multi_band", "adversarial", "features")
     assert float(once) == pytest.approx(sum(float(terms[name]) for name in named), rel=1e-5)
