@@ -5,8 +5,9 @@ convolution) and the *kernel* map (the gradient of the weights). The three are c
 derivatives are the other two, however often a penalty differentiates. So each is computed in a form of its own. The
 textbook forms lose 2 to 60 times on XLA's CPU backend, the backward map above all. The *phase form* computes the same
 numbers as one stride-1 convolution: a stride s folds s neighbouring frames of the signal into channels, a transposed
-convolution makes s frames as channels and unfolds them, and a layer of few channels folds more (`blocks`). `FORMS`
-says which form is used where; `python -m benchmarks.conv` measures it.
+convolution makes s frames as channels and unfolds them, and a layer of few channels folds more (`blocks`). On a few
+frames, as in a stream, what costs is to read the kernel, and the *matmul form* reads it as it lies. `FORMS` says which
+form is used where; `python -m benchmarks.conv` measures it.
 
 Parameters are canonical whatever the form. A convolution's kernel is [*taps, in / groups, out]:
     y[t] = sum_k x[t * stride + k * dilation - left] kernel[k]
@@ -25,7 +26,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxaudio.nn.forms import blocks, conv_direct, conv_phase, conv_transpose_direct, conv_transpose_phase
+from jaxaudio.nn.forms import (
+    blocks,
+    conv_direct,
+    conv_matmul,
+    conv_phase,
+    conv_transpose_direct,
+    conv_transpose_matmul,
+    conv_transpose_phase,
+)
 
 Padding = (
     str | int | Sequence[tuple[int, int]]
@@ -38,6 +47,7 @@ Result = Float[Array, "batch *frames features"]
 # is said. Stride-1 layers are in the phase form for the padding's sake: see `_unit`.
 FORMS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "cpu": {
+        "few": {"forward": "matmul", "backward": "matmul"},
         "plain": {"forward": "phase", "backward": "phase", "kernel": "phase"},
         "narrow": {"forward": "phase", "backward": "phase", "kernel": "phase"},
         "strided": {"backward": "phase"},
@@ -46,6 +56,9 @@ FORMS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "gpu": {},
     "tpu": {},
 }
+
+
+FEW = {"forward": 64, "backward": 256}  # rows (of a batch, the frames of the shorter side) up to which a layer is "few"
 
 
 class Geometry(NamedTuple):
@@ -68,9 +81,13 @@ class Geometry(NamedTuple):
             return "narrow"
         return "strided" if max(self.stride) > 1 else "plain"
 
-    def form(self, name: str) -> str:
-        """The form of one of its maps on this platform."""
-        return FORMS.get(jax.default_backend(), {}).get(self.kind, {}).get(name, "direct")
+    def form(self, name: str, rows: int) -> str:
+        """The form of one of its maps on this platform, for so many rows."""
+        table = FORMS.get(jax.default_backend(), {})
+        simple = len(self.taps) == self.groups == 1 and (name == "forward" or self.stride[0] > 1 == self.dilation[0])
+        if simple and rows <= FEW.get(name, 0) and name in table.get("few", {}):
+            return table["few"][name]
+        return table.get(self.kind, {}).get(name, "direct")
 
 
 def conv(
@@ -97,14 +114,18 @@ def conv_transpose(
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def forward(shape: Geometry, x: Signal, kernel: Kernel) -> Result:
     """The convolution."""
-    form = {"direct": conv_direct, "phase": conv_phase}[shape.form("forward")]
+    (taps, *_), (stride, *_), (dilation, *_), (pad, *_) = shape.taps, shape.stride, shape.dilation, shape.padding
+    frames = (x.shape[1] + sum(pad) - dilation * (taps - 1) - 1) // stride + 1
+    forms = {"direct": conv_direct, "phase": conv_phase, "matmul": conv_matmul}
+    form = forms[shape.form("forward", len(x) * frames)]
     return form(x, kernel, shape.stride, shape.padding, shape.dilation, shape.groups)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def backward(shape: Geometry, y: Result, kernel: Kernel) -> Signal:
     """The adjoint of `forward` in its signal: [batch, *frames, out] -> [batch, *space, in]."""
-    form = {"direct": conv_transpose_direct, "phase": conv_transpose_phase}[shape.form("backward")]
+    forms = {"direct": conv_transpose_direct, "phase": conv_transpose_phase, "matmul": conv_transpose_matmul}
+    form = forms[shape.form("backward", len(y) * y.shape[1])]
     spans = [d * (k - 1) + 1 for k, d in zip(shape.taps, shape.dilation, strict=True)]
     sizes = zip(y.shape[1:-1], shape.space, spans, shape.stride, shape.padding, strict=True)
     edges = tuple((left, (frames - 1) * s + span - left - n) for frames, n, span, s, (left, _) in sizes)
@@ -114,7 +135,7 @@ def backward(shape: Geometry, y: Result, kernel: Kernel) -> Signal:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def kernel_map(shape: Geometry, x: Signal, y: Result) -> Kernel:
     """The adjoint of `forward` in its kernel: what the gradient of the weights is."""
-    form = {"direct": conv_direct, "phase": conv_phase}[shape.form("kernel")]
+    form = {"direct": conv_direct, "phase": conv_phase}[shape.form("kernel", len(x))]
     like = jax.ShapeDtypeStruct((*shape.taps, x.shape[-1] // shape.groups, y.shape[-1]), x.dtype)
     apply = lambda kernel: form(x, kernel, shape.stride, shape.padding, shape.dilation, shape.groups)
     return jax.linear_transpose(apply, like)(y)[0]

@@ -1,4 +1,5 @@
-"""The forms of a convolution and of a transposed one: the textbook's, and the phase form, one stride-1 convolution.
+"""The forms of a convolution and of a transposed one: the textbook's, the phase form, one stride-1 convolution, and,
+for few frames, matrix products.
 
 They compute the same numbers; nn/conv.py chooses. Kernels are [*taps, in / groups, out], not flipped; padding is
 (left, right) per axis, and may be negative.
@@ -45,6 +46,35 @@ def conv_transpose_direct(x, kernel, stride, padding, dilation, groups):
         dimension_numbers=_numbers(len(spans)),
         feature_group_count=groups,
     )
+
+
+def conv_matmul(x, kernel, stride, padding, dilation, groups):
+    """The same as `conv_direct`, over one axis, without groups: one matrix product with the windows of the signal."""
+    del groups
+    (step,), (apart,), (edge,), taps = stride, dilation, padding, len(kernel)
+    x = _pad(x, [(0, 0, 0), (*edge, 0), (0, 0, 0)])
+    frames = (x.shape[1] - apart * (taps - 1) - 1) // step + 1
+    last = [k * apart + (frames - 1) * step + 1 for k in range(taps)]
+    windows = [x[:, k * apart : end : step] for k, end in enumerate(last)]
+    rows = jnp.concatenate(windows, -1).reshape(len(x) * frames, -1)
+    return (rows @ kernel.reshape(-1, kernel.shape[-1])).reshape(len(x), frames, -1)
+
+
+def conv_transpose_matmul(x, kernel, stride, padding, dilation, groups):
+    """The same as `conv_transpose_direct`, over one axis, not dilated, without groups: a matrix product for every tap,
+    all in one batch, and what belongs to one frame added. The kernel is read as it lies, not rearranged."""
+    del groups, dilation
+    (batch, frames, into), (step,), ((left, right),), taps = x.shape, stride, padding, len(kernel)
+    parts = -(-taps // step)
+    copies = jnp.broadcast_to(x.reshape(1, batch * frames, into), (taps, batch * frames, into))
+    each = jax.lax.dot_general(copies, kernel, (((2,), (1,)), ((0,), (0,))))
+    each = _pad(each, [(0, parts * step - taps, 0), (0, 0, 0), (0, 0, 0)])
+    each = each.reshape(parts, step, batch, frames, -1).transpose(0, 2, 3, 1, 4)
+    edge = (0, 0, 0)
+    total = sum(_pad(part, [edge, (n, parts - 1 - n, 0), edge, edge]) for n, part in enumerate(each))
+    length = (frames - 1) * step + taps - left - right
+    y = total.reshape(batch, -1, total.shape[-1])
+    return _pad(y, [edge, (-left, left + length - y.shape[1], 0), edge])
 
 
 def blocks(channels: int) -> int:

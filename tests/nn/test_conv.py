@@ -38,7 +38,8 @@ TRANSPOSED = {
     "grouped": ((9,), 6, 4, (8,), (4,), ((2, 2),), 2),
 }
 PHASE = {"cpu": {kind: {"forward": "phase", "backward": "phase", "kernel": "phase"} for kind in C.FORMS["cpu"]}}
-TABLES = {"phase": PHASE, "direct": {}}  # each map has its form, so these two cover every mixture
+MATMUL = {"cpu": {"few": {"forward": "matmul", "backward": "matmul"}}}
+TABLES = {"phase": PHASE, "direct": {}, "matmul": MATMUL}  # each map has its form: these cover every mixture
 
 
 def arrays(space, into, out, taps, groups=1, dtype=np.float64):
@@ -68,6 +69,7 @@ def test_every_form_computes_what_lax_computes_and_so_do_its_derivatives(case, t
     x, w = arrays(space, into, out, taps, groups)
     padding = C.pairs(padding, x, w, stride, dilation)
     monkeypatch.setattr(C, "FORMS", TABLES[table])
+    monkeypatch.setattr(C, "FEW", dict.fromkeys(C.FEW, 10**6 if table == "matmul" else 0))
     both = [
         jax.jit(lambda x, w, f=f: derivatives(lambda x, w: f(x, w, stride, padding, dilation, groups), x, w))
         for f in (C.conv, forms.conv_direct)
@@ -84,6 +86,7 @@ def test_every_transposed_form_computes_what_lax_computes_and_so_do_its_derivati
     ones, (groups,) = (1,) * len(stride), groups or [1]
     padding = C.crops(padding, taps, stride)
     monkeypatch.setattr(C, "FORMS", TABLES[table])
+    monkeypatch.setattr(C, "FEW", dict.fromkeys(C.FEW, 10**6 if table == "matmul" else 0))
     ours = lambda x, w: C.conv_transpose(x, w, stride, padding, ones, groups)
     theirs = lambda x, w: forms.conv_transpose_direct(x, w, stride, padding, ones, groups)
     both = [jax.jit(lambda x, w, f=f: derivatives(f, x, w)) for f in (ours, theirs)]
@@ -214,3 +217,14 @@ def test_the_table_of_forms_is_what_the_layers_go_by(monkeypatch):
             assert direct.count("conv_general_dilated[") == 1
             monkeypatch.setattr(C, "FORMS", {"cpu": {kind: {name: "phase"}}})
             assert str(jax.make_jaxpr(partial(apply, shape))(*arguments)) != direct, (kind, name)
+
+
+def test_few_frames_are_computed_by_matrix_products_and_many_are_not():
+    shape = C.Geometry((8,), 64, (8,), (4,), ((2, 2),), (1,), 1)
+    for name, few in C.FEW.items():
+        assert shape.form(name, few) == "matmul"
+        assert shape.form(name, few + 1) != "matmul"
+    for other in ({"groups": 2}, {"taps": (3, 3), "stride": (1, 1)}):
+        assert shape._replace(**other).form("forward", 1) != "matmul"
+    assert shape._replace(stride=(1,)).form("backward", 1) != "matmul"
+    assert shape._replace(dilation=(2,)).form("backward", 1) != "matmul"

@@ -1,0 +1,216 @@
+"""How a model keeps up with sound: python -m benchmarks.realtime MODEL[:PRESET] [--json FILE] [--model.causal]
+
+Of a model that encodes: seconds of sound per second of work for a whole recording, in, out and both. Of a causal one
+also a stream: chunks that are pushed one behind the other, each timed by itself, and what the process holds meanwhile.
+The weights are drawn anew, as after the last training step: speed does not depend on what they say.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from benchmarks.step import peak_memory
+from benchmarks.timing import OtherLoad, alternate, quartiles
+from jaxaudio import zoo
+from jaxaudio.core import Encodes, InputError, Model, Params, Streams
+from jaxaudio.runtime.command import guarded, keep_freed_memory
+from jaxaudio.runtime.parallel import Devices
+from jaxaudio.runtime.versions import revision, versions
+
+BATCHES = (1, 8)  # recordings at once
+PARTS = ("encode", "decode", "both")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of this benchmark."""
+
+    model: Model  # the hyper-parameters, as train.py takes them
+    seconds: float = 10.0  # of a recording
+    chunk_hops: int = 1  # latent frames per chunk of the stream
+    chunks: int = 1000  # of the stream
+    windows: int = 5  # of each measurement on whole recordings
+    json: Path | None = None  # a line is added per model
+
+
+def measure(options: Options) -> dict[str, object]:
+    """One row: what was measured of this model. Raises InputError for one that does not encode."""
+    model = options.model
+    if not isinstance(model, Encodes):
+        raise InputError(f"{zoo.name_of(model)} does not encode: choose a model that does, such as rave")
+    hops = round(options.seconds * model.sample_rate) // model.hop
+    if min(hops, options.chunk_hops, options.windows) < 1 or options.chunks < 2:
+        raise InputError(
+            f"{options.seconds} seconds, chunks of {options.chunk_hops} hops, {options.chunks} chunks and "
+            f"{options.windows} windows: at least a hop of {model.hop} samples, 1, 2 and 1"
+        )
+    params = fresh(model)
+    with OtherLoad() as other:
+        row = {"model": zoo.name_of(model), "chunk_hops": options.chunk_hops, "offline": offline(options, params, hops)}
+        if isinstance(model, Streams):
+            try:
+                row["stream"] = streaming(options, params)
+            except InputError as reason:
+                row["stream_refused"] = str(reason)
+    return {
+        **row,
+        "weights_mib": sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 2**20,
+        "peak_memory_mib": peak_memory(Devices(count=1)) / 2**20,
+        "other_load_cores": other.cores,
+    }
+
+
+def fresh(model: Model) -> Params:
+    """The weights to sample from, of a state as old as training makes it."""
+
+    def make() -> Params:
+        state = model.init(jax.random.key(0), model.measure(()))
+        return model.weights(state._replace(step=state.step + model.steps))
+
+    return jax.jit(make)()
+
+
+def offline(options: Options, params: Params, hops: int) -> list[dict[str, object]]:
+    """A row for each batch: quartiles of the seconds of sound per second, of encoding, decoding and both."""
+    model, key, rows = options.model, jax.random.key(1), []
+    programs = {
+        "encode": jax.jit(model.encode),
+        "decode": jax.jit(model.decode),
+        "both": jax.jit(lambda params, wave, key: model.decode(params, model.encode(params, wave), key)),
+    }
+    for batch in BATCHES:
+        wave = jax.device_put(noise(batch, hops * model.hop, model.channels))
+        latent = programs["encode"](params, wave)
+        given = {"encode": (wave,), "decode": (latent, key), "both": (wave, key)}
+        calls = {
+            name: lambda name=name, given=given: jax.block_until_ready(programs[name](params, *given[name]))
+            for name in PARTS
+        }
+        times = alternate(calls, options.windows, 0.5)
+        length = batch * wave.shape[1] / model.sample_rate
+        factors = {name: [length / value for value in reversed(quartiles(times[name]))] for name in PARTS}
+        rows.append({"batch": batch, "seconds": wave.shape[1] / model.sample_rate, **factors})
+    return rows
+
+
+def streaming(options: Options, params: Params) -> dict[str, float]:
+    """What a stream of chunks takes, one behind the other; see `latencies` and `growth`. Raises InputError where the
+    model looks ahead."""
+    model, key = options.model, jax.random.key(1)
+    size = options.chunk_hops * model.hop
+    program = jax.jit(model.push, donate_argnums=1)
+    carry = model.open(params, 1)
+    wave = noise(1, 16 * size, model.channels)
+    chunks = [np.ascontiguousarray(part) for part in np.split(wave, 16, 1)]
+    for chunk in chunks:  # compiles, fills caches
+        carry, sound = jax.block_until_ready(program(params, carry, chunk, key))
+    times, held = np.empty(options.chunks), np.empty(options.chunks)
+    for i in range(options.chunks):
+        begin = time.perf_counter()
+        carry, sound = jax.block_until_ready(program(params, carry, chunks[i % len(chunks)], key))
+        times[i] = time.perf_counter() - begin
+        held[i] = resident()
+    if not np.isfinite(sound).all():
+        raise FloatingPointError("the stream is not finite")
+    length = size / model.sample_rate
+    return {
+        "chunks": options.chunks,
+        "chunk_samples": size,
+        "chunk_ms": 1000 * length,
+        "delay_samples": model.delay,
+        "latency_ms": 1000 * (size + model.delay) / model.sample_rate,
+        **latencies(times),
+        "factor": length / float(np.mean(times)),
+        "late_chunks": int(np.sum(times > length)),
+        "growth_kib_per_1000_chunks": growth(held),
+    }
+
+
+def latencies(times: np.ndarray) -> dict[str, float]:
+    """Of seconds per chunk, in ms: mean, median, what 99 of 100 chunks stay within, and the worst."""
+    in_ms = 1000 * times
+    p99 = np.quantile(in_ms, 0.99, method="higher")
+    found = {"mean_ms": in_ms.mean(), "median_ms": np.median(in_ms), "p99_ms": p99, "worst_ms": in_ms.max()}
+    return {name: float(value) for name, value in found.items()}
+
+
+def growth(held: np.ndarray) -> float:
+    """KiB per 1000 chunks by which what is held, in bytes after each chunk, has grown since the first tenth of them."""
+    first = (len(held) - 1) // 10
+    return float((held[-1] - held[first]) / 1024 / (len(held) - 1 - first) * 1000)
+
+
+def resident() -> float:
+    """Bytes of memory that this process holds; nan where the system does not tell."""
+    try:
+        with open("/proc/self/statm") as file:
+            return float(int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+    except (OSError, ValueError, IndexError):
+        return float("nan")
+
+
+def noise(batch: int, length: int, channels: int) -> np.ndarray:
+    """Quiet noise."""
+    return (0.1 * np.random.default_rng(0).standard_normal((batch, length, channels))).astype(np.float32)
+
+
+def table(row: Mapping) -> str:
+    """The row for people."""
+    lines = [f"{row['model']}: {row['weights_mib']:.1f} MiB of weights"]
+    for whole in row["offline"]:
+        factors = ", ".join(f"{name} {whole[name][1]:.1f}" for name in PARTS)
+        low, _, high = whole["both"]
+        count = f"{whole['batch']} x {whole['seconds']:.1f} s"
+        lines.append(f"  {count:17} {factors} times real time (both: quartiles {low:.1f} to {high:.1f})")
+    if "stream" in row:
+        told = row["stream"]
+        lines += [
+            f"  {'stream':17} {told['chunks']} chunks of {told['chunk_samples']} samples ({told['chunk_ms']:.1f} ms): "
+            f"{told['factor']:.1f} times real time, {told['late_chunks']} chunks late",
+            f"  {'a chunk takes':17} mean {told['mean_ms']:.2f} ms, median {told['median_ms']:.2f}, "
+            f"p99 {told['p99_ms']:.2f}, worst {told['worst_ms']:.2f}",
+            f"  {'latency':17} {told['latency_ms']:.1f} ms: a chunk, and {told['delay_samples']} samples of filters",
+            f"  {'memory grows':17} {told['growth_kib_per_1000_chunks']:.1f} KiB per 1000 chunks",
+        ]
+    elif "stream_refused" in row:
+        lines.append(f"  {'stream':17} {row['stream_refused']}")
+    lines.append(f"  {'peak memory':17} {row['peak_memory_mib']:.0f} MiB")
+    return "\n".join([*lines, f"  {'other load':17} {row['other_load_cores']:.2f} cores"])
+
+
+def main(arguments: list[str]) -> None:
+    """One row per model."""
+    import tyro
+
+    keep_freed_memory()
+    specs = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    if not specs:
+        raise InputError("name a model, as in: python -m benchmarks.realtime rave:v1 --model.causal")
+    for spec in specs:
+        default = Options(model=zoo.load(spec))
+        options = tyro.cli(Options, default=default, args=arguments[len(specs) :], prog=f"benchmarks.realtime {spec}")
+        row = {
+            **measure(options),
+            "preset": spec,
+            "fields": zoo.dump(options.model),
+            "versions": versions(),
+            "git": revision(),
+        }
+        print(table(row), flush=True)
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            with open(options.json, "a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"a line was added to {options.json}")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, sys.argv[1:]))
