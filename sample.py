@@ -25,7 +25,7 @@ class Common:
     """Of every verb."""
 
     run: Annotated[Path, tyro.conf.Positional]  # the folder that train.py wrote
-    out: Path = Path("sounds")  # where the results go
+    out: Path = Path("sounds")  # where files go; stream writes to standard output
     seed: int = 0  # the same seed gives the same files
     checkpoint: str = "latest"  # latest, best, or a step's number
 
@@ -39,18 +39,20 @@ def main(arguments: list[str]) -> None:
             print(f"  {verb:12} {importlib.import_module(module).__doc__.strip()}")
         return
     verb = importlib.import_module(verbs[choose("verb", arguments[0], verbs)])
-    options_type = dataclasses.make_dataclass("Options", [], bases=(verb.Options, Common), frozen=True, kw_only=True)
-    options_type.__doc__ = verb.__doc__
-    options = tyro.cli(options_type, args=arguments[1:], prog=f"sample.py {arguments[0]}")
-    command.check_seed(options.seed)
+    flat = tyro.conf.arg(name="")  # two classes, not one made of both: help is read where a class is written
+    parts = [("common", Annotated[Common, flat]), ("options", Annotated[verb.Options, flat])]
+    asked = dataclasses.make_dataclass("Asked", parts, frozen=True)
+    given = tyro.cli(asked, args=arguments[1:], prog=f"sample.py {arguments[0]}", description=verb.__doc__)
+    common, options = given.common, given.options
+    command.check_seed(common.seed)
     command.prepare(cache_folder())
 
-    run = trained(options.run, options.checkpoint)
+    run = trained(common.run, common.checkpoint)
     if not isinstance(run.model, verb.NEEDS):
         able = [name for name, path in verbs.items() if isinstance(run.model, importlib.import_module(path).NEEDS)]
-        raise InputError(f"{options.run} can't {arguments[0]}: it can {', '.join(able)}")
-    where = verb.perform(run, options, options.seed, options.out)
-    words = f"{arguments[0]}: step {run.step} of {options.run}" + (f" -> {where}" if where else "")
+        raise InputError(f"{common.run} can't {arguments[0]}: it can {', '.join(able)}")
+    where = verb.perform(run, options, common.seed, common.out)
+    words = f"{arguments[0]}: step {run.step} of {common.run}" + (f" -> {where}" if where else "")
     print(words, file=getattr(sys, getattr(verb, "SPEAKS_ON", "stdout")))
 
 

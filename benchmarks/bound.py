@@ -150,7 +150,10 @@ def probabilistic_pca(rows: Rows, latent: int) -> Gaussian:
     products, of rows or of columns, is the smaller. Raises InputError where rows are no more than latents."""
     n, size = rows.shape
     if n <= latent + 1 or size <= latent:
-        raise InputError(f"{n} clips of {size} numbers: {latent} components need more of both")
+        raise InputError(
+            f"{n} clips of {size} numbers: {latent} components need more of both; "
+            "raise --fitted, or train with fewer latents"
+        )
     mean = rows.mean(0)
     centred = rows - mean
     few = n < size

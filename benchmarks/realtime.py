@@ -1,8 +1,9 @@
 """How a model keeps up with sound: python -m benchmarks.realtime MODEL[:PRESET] [--json FILE] [--model.causal]
 
 Of a model that encodes: seconds of sound per second of work for a whole recording, in, out and both. Of a causal one
-also a stream: chunks that are pushed one behind the other, each timed by itself, and what the process holds meanwhile.
-The weights are drawn anew, as after the last training step: speed does not depend on what they say.
+also a stream, as `sample.py stream` does it and before all else: chunks pushed back to back, without the pauses of a
+live input, each timed by itself from bytes to bytes, and what the process holds meanwhile. The weights are drawn anew,
+as after the last training step: speed does not depend on what they say.
 """
 
 import dataclasses
@@ -22,11 +23,14 @@ from benchmarks.timing import OtherLoad, alternate, quartiles
 from jaxaudio import zoo
 from jaxaudio.core import Encodes, InputError, Model, Params, Streams
 from jaxaudio.runtime.command import guarded, keep_freed_memory
+from jaxaudio.runtime.folder import Trained
 from jaxaudio.runtime.parallel import Devices
 from jaxaudio.runtime.versions import revision, versions
 
 BATCHES = (1, 8)  # recordings at once
 PARTS = ("encode", "decode", "both")
+MOST_SECONDS = 600.0  # of a recording
+WARM = 16  # chunks before those that are timed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,20 +50,22 @@ def measure(options: Options) -> dict[str, object]:
     model = options.model
     if not isinstance(model, Encodes):
         raise InputError(f"{zoo.name_of(model)} does not encode: choose a model that does, such as rave")
-    hops = round(options.seconds * model.sample_rate) // model.hop
-    if min(hops, options.chunk_hops, options.windows) < 1 or options.chunks < 2:
+    hops = round(options.seconds * model.sample_rate) // model.hop if 0 < options.seconds <= MOST_SECONDS else 0
+    if min(hops, options.chunk_hops, options.windows) < 1 or options.chunks < 10:
         raise InputError(
             f"{options.seconds} seconds, chunks of {options.chunk_hops} hops, {options.chunks} chunks and "
-            f"{options.windows} windows: at least a hop of {model.hop} samples, 1, 2 and 1"
+            f"{options.windows} windows: at least a hop of {model.hop} samples and at most {MOST_SECONDS:.0f} s, "
+            f"at least 1, 10 and 1"
         )
     params = fresh(model)
     with OtherLoad() as other:
-        row = {"model": zoo.name_of(model), "chunk_hops": options.chunk_hops, "offline": offline(options, params, hops)}
+        row = {"model": zoo.name_of(model), "chunk_hops": options.chunk_hops}
         if isinstance(model, Streams):
             try:
                 row["stream"] = streaming(options, params)
             except InputError as reason:
                 row["stream_refused"] = str(reason)
+        row["offline"] = offline(options, params, hops)
     return {
         **row,
         "weights_mib": sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 2**20,
@@ -69,13 +75,13 @@ def measure(options: Options) -> dict[str, object]:
 
 
 def fresh(model: Model) -> Params:
-    """The weights to sample from, of a state as old as training makes it."""
+    """The weights to sample from, of a state as old as training makes it; committed to a device, as restored ones."""
 
     def make() -> Params:
         state = model.init(jax.random.key(0), model.measure(()))
         return model.weights(state._replace(step=state.step + model.steps))
 
-    return jax.jit(make)()
+    return jax.device_put(jax.jit(make)(), jax.devices()[0])
 
 
 def offline(options: Options, params: Params, hops: int) -> list[dict[str, object]]:
@@ -102,23 +108,24 @@ def offline(options: Options, params: Params, hops: int) -> list[dict[str, objec
 
 
 def streaming(options: Options, params: Params) -> dict[str, float]:
-    """What a stream of chunks takes, one behind the other; see `latencies` and `growth`. Raises InputError where the
-    model looks ahead."""
-    model, key = options.model, jax.random.key(1)
-    size = options.chunk_hops * model.hop
-    program = jax.jit(model.push, donate_argnums=1)
-    carry = model.open(params, 1)
-    wave = noise(1, 16 * size, model.channels)
-    chunks = [np.ascontiguousarray(part) for part in np.split(wave, 16, 1)]
-    for chunk in chunks:  # compiles, fills caches
-        carry, sound = jax.block_until_ready(program(params, carry, chunk, key))
+    """What a stream of chunks takes, back to back; see `latencies` and `growth`. Raises InputError where the model
+    looks ahead."""
+    from jaxaudio.tasks.stream import LITTLE, Through, refuse_chunk  # what reads audio files comes with it
+
+    model, size = options.model, options.chunk_hops * options.model.hop
+    refuse_chunk(model, options.chunk_hops)
+    through = Through(Trained(Path(), model, params, 0, ()), options.chunk_hops, 1)
+    wave = np.rint(32768 * noise(WARM, size, model.channels))
+    chunks = [part.astype(LITTLE).tobytes() for part in wave.clip(-32768, 32767)]
+    for chunk in chunks:
+        through(chunk)
     times, held = np.empty(options.chunks), np.empty(options.chunks)
     for i in range(options.chunks):
         begin = time.perf_counter()
-        carry, sound = jax.block_until_ready(program(params, carry, chunks[i % len(chunks)], key))
+        through(chunks[i % WARM])
         times[i] = time.perf_counter() - begin
         held[i] = resident()
-    if not np.isfinite(sound).all():
+    if through.told.broken:
         raise FloatingPointError("the stream is not finite")
     length = size / model.sample_rate
     return {
@@ -130,6 +137,8 @@ def streaming(options: Options, params: Params) -> dict[str, float]:
         **latencies(times),
         "factor": length / float(np.mean(times)),
         "late_chunks": int(np.sum(times > length)),
+        "compilations_while_it_ran": through.program._cache_size() - 1,
+        "resident_mib": float(np.median(held)) / 2**20,
         "growth_kib_per_1000_chunks": growth(held),
     }
 
@@ -143,9 +152,11 @@ def latencies(times: np.ndarray) -> dict[str, float]:
 
 
 def growth(held: np.ndarray) -> float:
-    """KiB per 1000 chunks by which what is held, in bytes after each chunk, has grown since the first tenth of them."""
-    first = (len(held) - 1) // 10
-    return float((held[-1] - held[first]) / 1024 / (len(held) - 1 - first) * 1000)
+    """KiB per 1000 chunks by which what is held, in bytes after each chunk, has grown from the second tenth of them to
+    the last: between the medians of both."""
+    tenth = len(held) // 10
+    grown = np.median(held[-tenth:]) - np.median(held[tenth : 2 * tenth])
+    return float(grown / 1024 / (len(held) - 2 * tenth) * 1000)
 
 
 def resident() -> float:
@@ -173,16 +184,18 @@ def table(row: Mapping) -> str:
     if "stream" in row:
         told = row["stream"]
         lines += [
-            f"  {'stream':17} {told['chunks']} chunks of {told['chunk_samples']} samples ({told['chunk_ms']:.1f} ms): "
-            f"{told['factor']:.1f} times real time, {told['late_chunks']} chunks late",
+            f"  {'stream':17} {told['chunks']} chunks of {told['chunk_samples']} samples ({told['chunk_ms']:.1f} ms), "
+            f"back to back: {told['factor']:.1f} times real time, {told['late_chunks']} chunks late, "
+            f"{told['compilations_while_it_ran']} compilations meanwhile",
             f"  {'a chunk takes':17} mean {told['mean_ms']:.2f} ms, median {told['median_ms']:.2f}, "
             f"p99 {told['p99_ms']:.2f}, worst {told['worst_ms']:.2f}",
             f"  {'latency':17} {told['latency_ms']:.1f} ms: a chunk, and {told['delay_samples']} samples of filters",
-            f"  {'memory grows':17} {told['growth_kib_per_1000_chunks']:.1f} KiB per 1000 chunks",
+            f"  {'memory':17} {told['resident_mib']:.0f} MiB meanwhile, "
+            f"grows by {told['growth_kib_per_1000_chunks']:.1f} KiB per 1000 chunks",
         ]
     elif "stream_refused" in row:
         lines.append(f"  {'stream':17} {row['stream_refused']}")
-    lines.append(f"  {'peak memory':17} {row['peak_memory_mib']:.0f} MiB")
+    lines.append(f"  {'peak of all':17} {row['peak_memory_mib']:.0f} MiB")
     return "\n".join([*lines, f"  {'other load':17} {row['other_load_cores']:.2f} cores"])
 
 

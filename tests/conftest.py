@@ -77,7 +77,7 @@ def coder(recordings_of_three, tmp_path_factory):
     """An autoencoder that streams and has hardly begun."""
     folder = tmp_path_factory.mktemp("runs") / "coder"
     words = ("rave:tiny", "--data", recordings_of_three, "--out", folder, "--steps", 2, "--eval-every", 2)
-    assert run(train.main, *words, "--model.causal", "--model.segment", 512)[0] == 0
+    assert run(train.main, *words, "--model.causal", "--model.segment", 1024)[0] == 0
     return folder
 
 

@@ -260,6 +260,23 @@ def test_an_unknown_option_gets_a_suggestion_and_help_lists_every_field(capsys):
 
 
 @pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("reconstruct", ["share of the latent variance", "the folder that train.py wrote", "latest, best, or"]),
+        ("stream", ["latent frames that are processed at once", "--live", "writes to standard output"]),
+        ("morph", ["recordings to go between", "--seeds", "--steps"]),
+        ("generate", ["how many sounds", "--label", "New sounds from nothing."]),
+    ],
+)
+def test_help_of_a_verb_tells_what_its_options_mean(verb, words, capsys):
+    code, out, _ = run(sample.main, verb, "--help", capsys=capsys)
+    assert code == 0
+    for each in words:
+        assert each in out
+    assert "options." not in out
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--model.width", 4], "width is 8 there and 4 here"),
@@ -293,6 +310,7 @@ def test_a_damaged_run_is_named_in_one_line(name, content, message, finished, tm
     assert code == 2
     assert message in err
     assert err.count("\n") == 1
+    assert "--out" not in err, "there is nothing to write elsewhere"
 
 
 def test_a_damaged_checkpoint_names_the_one_before_it(finished, tmp_path, capsys):
@@ -343,7 +361,12 @@ def test_a_second_process_in_the_same_folder_is_refused(finished, capsys):
         (["generate", "{tmp}"], "is not a run's folder"),
         (["generate", "{run}", "--label", "z"], "there is no label 'z': choose from 0 additive"),
         (["generate", "{run}", "--n", "0"], "n is 0"),
+        (["generate", "{run}", "--n", "1000000000000"], "ask for 1 to 100000 sounds"),
         (["generate", "{run}", "--seconds", "9"], "this model makes 1 to 256 samples"),
+        (["generate", "{run}", "--seconds", "nan"], "n is 16 and seconds nan"),
+        (["generate", "{run}", "--seconds", "1e9"], "3600 s at most in all"),
+        (["generate", "{run}", "--seconds", "300"], "n is 16 and seconds 300"),
+        (["generate", "{run}", "--seconds", "-1"], "each of a sample or more"),
         (["generate", "{run}", "--checkpoint", "5"], "has no checkpoint '5': it has latest"),
         (["morph", "{run}", "--seeds", "3"], "give two seeds"),
     ],

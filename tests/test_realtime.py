@@ -21,12 +21,15 @@ def test_latencies_are_told_in_milliseconds():
     assert realtime.latencies(times)["p99_ms"] == pytest.approx(30), "more than one in a hundred"
 
 
-def test_growth_is_that_since_the_first_tenth_of_the_chunks():
+def test_growth_is_that_from_the_second_tenth_of_the_chunks_to_the_last():
     chunks = np.arange(1001.0)
     held = 1e6 + 2048 * chunks
     assert realtime.growth(held) == pytest.approx(2000)
     assert realtime.growth(held[:501]) == pytest.approx(2000), "whatever their number"
     assert realtime.growth(np.where(chunks < 100, 0, 5e6)) == 0, "what a start takes does not count"
+    once = np.full(1001, 5e6)
+    once[[0, 150, -1]] = 9e6
+    assert realtime.growth(once) == 0, "nor what one chunk finds"
 
 
 def test_the_memory_of_this_process_is_told_in_bytes():
@@ -46,6 +49,9 @@ def test_a_row_tells_what_was_measured_and_its_latency_is_that_of_chunk_and_filt
     stream = row["stream"]
     assert stream["latency_ms"] == pytest.approx(1000 * (2 * hop + PAST * bands) / rate)
     assert stream["chunk_ms"] == pytest.approx(1000 * 2 * hop / rate)
+    assert stream["compilations_while_it_ran"] == 0
+    assert 0 < stream["resident_mib"] <= row["peak_memory_mib"]
+    assert "back to back" in out
     assert stream["factor"] == pytest.approx(stream["chunk_ms"] / stream["mean_ms"])
     assert 0 < stream["median_ms"] <= stream["p99_ms"] <= stream["worst_ms"]
     assert [whole["batch"] for whole in row["offline"]] == [1, 8]
@@ -63,9 +69,17 @@ def test_a_model_that_looks_ahead_is_measured_offline_and_one_that_does_not_enco
     code, _, err = run(realtime.main, "wavegan:tiny", *words, capsys=capsys)
     assert code == 2
     assert "wavegan does not encode" in err
-    code, _, err = run(realtime.main, "rave:tiny", "--chunk-hops", 0, capsys=capsys)
-    assert code == 2
-    assert "chunks of 0 hops" in err
+    for wrong, message in (
+        (("--chunk-hops", 0), "chunks of 0 hops"),
+        (("--seconds", "nan"), "nan seconds"),
+        (("--seconds", "1e9"), "at most 600 s"),
+        (("--windows", -1), "-1 windows"),
+        (("--chunks", 9), "9 chunks"),
+    ):
+        code, _, err = run(realtime.main, "rave:tiny", *wrong, capsys=capsys)
+        assert code == 2
+        assert message in err
+        assert err.count("\n") == 1
 
 
 def test_the_weights_are_those_of_a_trained_model_with_its_noise_on():

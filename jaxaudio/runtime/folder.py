@@ -39,7 +39,7 @@ def claim(folder: Path, model: Model, run: Mapping[str, Any]) -> Any:
     lock.flush()
 
     if (folder / "model.json").exists():
-        here, (there, there_run) = zoo.dump(model), _written(folder)
+        here, (there, there_run) = zoo.dump(model), _written(folder, OTHER)
         there |= {"seed": there_run["seed"], "data": there_run["data"]["fingerprint"]}
         here = json.loads(json.dumps(here)) | {"seed": run["seed"], "data": run["data"]["fingerprint"]}
         differing = [k for k in sorted(there | here) if there.get(k) != here.get(k)]
@@ -66,7 +66,7 @@ def trained(folder: Path, which: str = "latest") -> Trained:
     """The run in this folder at the checkpoint `which`: latest, best, or a step's number."""
     if not (folder / "model.json").is_file():
         raise InputError(f"{folder} is not a run's folder (no model.json in it): give the folder that train.py wrote")
-    fields, run = _written(folder)
+    fields, run = _written(folder, "copy it from where it is whole, or train the run anew")
     try:
         model = zoo.parse(fields)
     except TypeError as problem:
@@ -83,13 +83,13 @@ def trained(folder: Path, which: str = "latest") -> Trained:
     return Trained(folder, model, jax.jit(model.weights)(state), steps[which], labels)
 
 
-def _written(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _written(folder: Path, remedy: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `claim` wrote: model.json and run.json."""
     try:
         model, run = (json.loads((folder / f"{name}.json").read_text()) for name in ("model", "run"))
         model["model"], run["seed"], run["data"]["fingerprint"], run["data"]["classes"]
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise InputError(f"model.json or run.json in {folder} is damaged ({problem!r}): {OTHER}") from problem
+        raise InputError(f"model.json or run.json in {folder} is damaged ({problem!r}): {remedy}") from problem
     return model, run
 
 

@@ -111,7 +111,8 @@ class Log:
             named = (name.replace("skipped", "loss") for name in bad)
             losses = ", ".join(f"{name} = {values.get(name)}" for name in named)
             raise Diverged(
-                f"{self.patience} updates in a row had a gradient that is not finite: {losses} at step {step}"
+                f"{self.patience} updates in a row had a gradient that is not finite: {losses} at step {step}; "
+                "a lower learning rate may help, in another --out"
             )
 
     def _line(self, step: int) -> None:

@@ -15,6 +15,7 @@ from scipy.special import softmax
 from jaxaudio.core import Classifies, InputError, Model, Params
 from jaxaudio.data import audio
 from jaxaudio.runtime.folder import Trained
+from jaxaudio.tasks.reconstruct import RECORDINGS, distinct, found, tell_left_out, why
 
 NEEDS = Classifies
 Judge = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # of `judge_of`
@@ -45,29 +46,18 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path | 
     del seed, out
     if options.top < 1:
         raise InputError(f"top is {options.top}: ask for at least one class")
-    paths, found = list(recordings(options.files)), []
+    paths, rows = distinct(found(options.files, RECORDINGS, "recording")), []
     width = min(48, max(len(audio.shown(path)) for path in paths))
     for each in judged(trained, paths):
         print(f"{audio.shown(each.path)[-width:]:{width}}  {told(each, trained.labels, options.top)}", flush=True)
-        found.append(each)
-    if all(each.probabilities is None for each in found):
-        first = f"{audio.shown(found[0].path)}: {found[0].problem}"
-        raise InputError(f"none of {len(found)} recordings can be used; the first: {first}")
+        rows.append(each)
+    if all(each.probabilities is None for each in rows):
+        first = f"{audio.shown(rows[0].path)}: {rows[0].problem}"
+        raise InputError(f"none of {len(rows)} recordings can be used; the first: {first}")
+    tell_left_out(sum(each.probabilities is None for each in rows), len(rows))
     if options.csv:
-        write(options.csv, found, trained.labels)
+        write(options.csv, rows, trained.labels)
     return options.csv
-
-
-def recordings(files: Iterable[Path]) -> Iterator[Path]:
-    """The files, and all audio files in the folders, sorted."""
-    some = False
-    for path in files:
-        within = sorted(p for p in path.rglob("*") if p.suffix.lower() in audio.SUFFIXES) if path.is_dir() else [path]
-        for each in within:
-            some = True
-            yield each
-    if not some:
-        raise InputError("no recording to classify: name audio files, or a folder that holds some")
 
 
 def judged(trained: Trained, paths: Sequence[Path]) -> Iterator[Judged]:
@@ -77,7 +67,7 @@ def judged(trained: Trained, paths: Sequence[Path]) -> Iterator[Judged]:
         try:
             wave = audio.read(str(path), trained.model.sample_rate, trained.model.channels)
         except audio.Unusable as reason:
-            yield Judged(path, None, str(reason))
+            yield Judged(path, None, why(path, reason))
             continue
         yield Judged(path, hear(judge, [wave], trained.model)[0][0])
 

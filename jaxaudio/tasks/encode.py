@@ -1,9 +1,12 @@
 """The latent frames of recordings, as files that decode reads."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import struct
+import uuid
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,10 +17,10 @@ import numpy as np
 import tyro
 
 from jaxaudio import zoo
-from jaxaudio.core import Encodes
+from jaxaudio.core import Encodes, InputError
 from jaxaudio.data import audio
 from jaxaudio.runtime.folder import Trained
-from jaxaudio.tasks.reconstruct import Codec, found, level, one_by_one, said
+from jaxaudio.tasks.reconstruct import RECORDINGS, Codec, components, found, level, one_by_one, said
 
 NEEDS = Encodes
 
@@ -31,6 +34,7 @@ class Options:
     """Of the verb encode."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]  # recordings, or folders of them
+    fidelity: float = 1.0  # share of the latent variance that is kept, by as few leading components as hold it
 
 
 class Encoded(NamedTuple):
@@ -48,14 +52,15 @@ class Encoded(NamedTuple):
 def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     """Writes NAME.npz per recording."""
     codec, about = Codec(trained.model, trained.params, seed), identity(trained)
+    kept = components(trained, options.fidelity)
 
     def encode(path: Path, target: Path) -> str:
         sound = codec.survey(path)
-        latent = np.concatenate(list(codec.latents(codec.blocks(sound), sound.frames)))
+        latent = np.concatenate([each[:, :kept] for each in codec.latents(codec.blocks(sound), sound.frames)])
         save(target, Encoded(latent, sound.frames, sound.sample_rate, level(codec.model, sound), **about))
         return f"{said(sound)}, {latent.shape[0]} frames of {latent.shape[1]} -> {target.name}"
 
-    one_by_one(found(options.files, audio.SUFFIXES, "recording"), out, ".npz", encode)
+    one_by_one(found(options.files, RECORDINGS, "recording"), out, ".npz", encode)
     return out
 
 
@@ -71,12 +76,18 @@ def identity(trained: Trained) -> dict[str, Any]:
 
 
 def save(path: Path, encoded: Encoded) -> None:
-    """The file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    with open(fresh, "wb") as file:
-        np.savez(file, **encoded._asdict())
-    fresh.replace(path)
+    """The file appears whole or not at all. Raises InputError."""
+    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            np.savez(file, **encoded._asdict())
+        os.replace(temporary, path)
+    except OSError as e:
+        raise InputError(f"{audio.shown(path)}: cannot be written ({e.strerror}); choose another place") from e
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def load(path: Path, codec: Codec, own: dict[str, Any], components: int) -> Encoded:
@@ -94,6 +105,9 @@ def load(path: Path, codec: Codec, own: dict[str, Any], components: int) -> Enco
     if encoded.parameters != own["parameters"]:
         steps = f"step {encoded.step} there, step {own['step']} here"
         raise audio.Unusable(f"of another run or checkpoint: the parameters differ ({steps}); see --checkpoint")
+    if encoded.sample_rate != codec.model.sample_rate:
+        rates = f"its sample_rate is {encoded.sample_rate} Hz, the model's {codec.model.sample_rate} Hz"
+        raise audio.Unusable(f"damaged: {rates}; encode the recording again")
     shape, kind, frames = encoded.latent.shape, encoded.latent.dtype, codec.frames(encoded.length)
     if len(shape) != 2 or shape[0] != frames or not 0 < shape[1] <= components or kind != np.float32:
         wanted = f"float32 ({frames}, 1 to {components}) as {encoded.length} samples want it"

@@ -14,6 +14,9 @@ from jaxaudio.runtime.sheet import draw
 
 NEEDS = Generates
 
+MOST_SOUNDS, MOST_SECONDS = 100_000, 3600.0  # of all sounds: they are made at once
+PANELS = 64  # of a sheet
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
@@ -27,9 +30,11 @@ class Options:
 def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     """Writes `n` WAV files and one sheet of their spectrograms; the same files for the same seed."""
     model = trained.model
-    if options.n < 1:
-        raise InputError(f"n is {options.n}: ask for at least one sound")
-    length = model.segment if options.seconds is None else round(options.seconds * model.sample_rate)
+    seconds = model.segment / model.sample_rate if options.seconds is None else options.seconds
+    length = round(seconds * model.sample_rate) if 0 < seconds <= MOST_SECONDS else 0
+    if not (1 <= options.n <= MOST_SOUNDS and length and options.n * seconds <= MOST_SECONDS):
+        rule = f"ask for 1 to {MOST_SOUNDS} sounds, each of a sample or more, {MOST_SECONDS:.0f} s at most in all"
+        raise InputError(f"n is {options.n} and seconds {seconds:g}: {rule}")
     label = labels(trained.labels, options.label, options.n)
     sound = jax.jit(model.generate, static_argnums=(2, 3))
     waves = np.asarray(sound(trained.params, jax.random.key(seed), options.n, length, label))
@@ -77,8 +82,15 @@ def captions(names: tuple[str, ...], label: jax.Array | np.ndarray | None, n: in
 
 
 def write(out: Path, waves: np.ndarray, sample_rate: int, titles: list[str], prefix: str = "") -> np.ndarray:
-    """One WAV file per sound, and one sheet of their spectrograms, which it returns [height, width, 3]."""
+    """One WAV file per sound, and one sheet of their spectrograms, which it returns [height, width, 3]; of PANELS
+    sounds at most, evenly chosen."""
     for i, (title, wave) in enumerate(zip(titles, waves, strict=True)):
         stem = "-".join(part for part in (prefix, f"{i:03d}", title) if part)
         audio.write(out / f"{stem}.wav", wave, sample_rate)
-    return draw(waves, sample_rate, titles, out / f"{prefix or 'sheet'}.png")
+    every = sparse(len(waves))
+    return draw(waves[::every], sample_rate, titles[::every], out / f"{prefix or 'sheet'}.png")
+
+
+def sparse(count: int) -> int:
+    """Every how many-th of `count` sounds has a panel on a sheet."""
+    return -(-count // PANELS)

@@ -15,7 +15,7 @@ from jaxaudio.data import audio
 from jaxaudio.runtime.command import check_seed
 from jaxaudio.runtime.folder import Trained
 from jaxaudio.tasks.generate import labels, write
-from jaxaudio.tasks.reconstruct import Codec, found, level, said, variations
+from jaxaudio.tasks.reconstruct import RECORDINGS, Codec, found, level, said, steps_within, variations
 
 NEEDS = Morphs | Encodes
 
@@ -25,20 +25,21 @@ class Options:
     """Of the verb morph."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()  # recordings to go between, of a model that encodes
-    seeds: str = "0,1"  # two or more: the sounds that the path visits, in this order, where there are no files
+    seeds: str | None = None  # two or more, as 3,4: what the path visits where there are no files; none: 0,1
     steps: int = 9  # sounds from one to the next, both counted
     label: str | None = None  # of a conditional model: a class by name or number; none: the first
 
 
 def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     """Writes the sounds along the straight line between each two latents, and their sheet."""
+    steps_within(options.steps)
     if options.files:
         return between_files(trained, options, seed, out)
     if not isinstance(trained.model, Morphs):
         raise InputError(f"{trained.folder} morphs between recordings: name two or more")
-    seeds = options.seeds.split(",")
-    if len(seeds) < 2 or not all(each.strip().isdecimal() for each in seeds) or options.steps < 2:
-        raise InputError(f"seeds is {options.seeds!r} and steps {options.steps}: give two seeds as 3,4 and two steps")
+    seeds = (options.seeds or "0,1").split(",")
+    if len(seeds) < 2 or not all(each.strip().isdecimal() for each in seeds):
+        raise InputError(f"seeds is {options.seeds!r}: give two seeds or more, as 3,4")
     for each in seeds:
         check_seed(int(each))
     model = trained.model
@@ -56,9 +57,11 @@ def between_files(trained: Trained, options: Options, seed: int, out: Path) -> P
     """The same between the latent frames of recordings, all of them cut to the shortest."""
     if not isinstance(trained.model, Encodes):
         raise InputError(f"{trained.folder} can't encode recordings: leave the files away, and choose --seeds")
-    paths = found(options.files, audio.SUFFIXES, "recording")
-    if len(paths) < 2 or options.steps < 2:
-        raise InputError(f"{len(paths)} recordings and {options.steps} steps: give at least two of each")
+    if options.seeds is not None or options.label is not None:
+        raise InputError("--seeds and --label are of sounds from nothing: leave them away, or leave the files away")
+    paths = found(options.files, RECORDINGS, "recording")
+    if len(paths) < 2:
+        raise InputError("one recording is given: a path goes between two or more")
     codec, sounds, ends = Codec(trained.model, trained.params, seed), [], []
     for path in paths:
         try:

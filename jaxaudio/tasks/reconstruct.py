@@ -1,6 +1,8 @@
 """A recording through the model and back; a model of other sound gives it that timbre."""
 
 import dataclasses
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from itertools import chain
 from pathlib import Path
@@ -19,7 +21,9 @@ from jaxaudio.tasks import generate
 NEEDS = Encodes
 
 PART_SECONDS = 20.0  # of a recording that are processed at once
+MOST_STEPS = 1000  # of a path through the latent space
 FADE = 1  # latent frames over which one part passes into the next
+RECORDINGS = audio.SUFFIXES | audio.UNREADABLE  # those that can't be read are named
 SHOWN, SHOWN_SECONDS = 4, 10.0  # recordings on a sheet, and how much of each
 
 
@@ -33,12 +37,7 @@ class Options:
 
 def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     """Writes NAME.wav per recording, as long as it is and in time with it, and a sheet of the first few."""
-    codec = Codec(trained.model, trained.params, seed)
-    kept, shown = None, []
-    if options.fidelity != 1:
-        spread = np.asarray(trained.model.spread(trained.params))
-        kept = leading(spread, options.fidelity)
-        print(f"fidelity {options.fidelity}: {kept} of {len(spread)} components")
+    codec, kept, shown = Codec(trained.model, trained.params, seed), components(trained, options.fidelity), []
 
     def reconstruct(path: Path, target: Path) -> str:
         sound = codec.survey(path)
@@ -49,7 +48,7 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
             shown.extend([(f"{path.stem}, original", before), (f"{path.stem}, {target.name}", after)])
         return f"{said(sound)} -> {target.name}"
 
-    one_by_one(found(options.files, audio.SUFFIXES, "recording"), out, ".wav", reconstruct)
+    one_by_one(found(options.files, RECORDINGS, "recording"), out, ".wav", reconstruct)
     page(out / "sheet.png", shown)
     return out
 
@@ -69,6 +68,16 @@ class Showcase:
         made = np.nan_to_num(self.program(params, self.padded, key))  # diverging is no reason to stop
         waves = made[:, late : late + length]
         return waves, generate.write(out, waves, self.model.sample_rate, self.titles, prefix)
+
+
+def components(trained: Trained, fidelity: float) -> int | None:
+    """How many leading components are kept, which is printed; None: all of them."""
+    if fidelity == 1:
+        return None
+    spread = np.asarray(trained.model.spread(trained.params))
+    kept = leading(spread, fidelity)
+    print(f"fidelity {fidelity}: {kept} of {len(spread)} components")
+    return kept
 
 
 def leading(spread: np.ndarray, fidelity: float) -> int:
@@ -95,7 +104,10 @@ class Codec:
 
     def survey(self, path: Path) -> audio.Recording:
         """One pass over the file. Raises `audio.Unusable`."""
-        return audio.survey(path, self.model.sample_rate, self.model.channels)
+        try:
+            return audio.survey(path, self.model.sample_rate, self.model.channels)
+        except audio.Unusable as reason:
+            raise audio.Unusable(why(path, reason)) from reason
 
     def blocks(self, sound: audio.Recording) -> Iterator[np.ndarray]:
         """The recording [some, channels], block by block, as loud as the model wants it."""
@@ -130,14 +142,20 @@ class Codec:
         self, blocks: Iterable[np.ndarray], frames: int, rows: int, out_rows: int, program: Callable, beyond: str
     ) -> Iterator[np.ndarray]:
         """What `program` makes of `frames` frames, which are `rows` rows of `blocks` each and `out_rows` rows of the
-        result: the whole, in pieces."""
+        result: the whole, in pieces. Raises `audio.Unusable` where it is not finite."""
         size = min(self.most, 1 << (frames - 1).bit_length())
         step = size - 2 * self.model.reach - FADE
         results = (
-            (start, np.asarray(program(start, part[None]))[0])
+            (start, _finite(np.asarray(program(start, part[None]))[0]))
             for start, part in windows(blocks, frames, rows, size, step, beyond)
         )
         return joined(results, frames, out_rows, size, self.model.reach)
+
+
+def _finite(result: np.ndarray) -> np.ndarray:
+    if not np.isfinite(result).all():
+        raise audio.Unusable("what the model makes of it is not finite: name an earlier --checkpoint")
+    return result
 
 
 def windows(
@@ -209,12 +227,17 @@ def page(path: Path, shown: Sequence[tuple[str, Head]]) -> None:
 
 
 def variations(codec: Codec, path: Sequence[tuple[str, np.ndarray, float]], length: int, out: Path) -> None:
-    """A WAV file for each (title, latent frames, how loud) and one sheet of them all."""
-    shown = []
+    """A WAV file for each (title, latent frames, how loud) and one sheet of them, evenly chosen where they are many."""
+    shown, every = [], generate.sparse(len(path))
     for i, (title, latent, loud) in enumerate(path):
-        shown.append((title, Head(codec.model.sample_rate)))
-        sound = shown[-1][1].seen(codec.sound([latent], length, loud))
-        codec.write(out / f"{i:03d}-{title}.wav", sound, length)
+        sound = codec.sound([latent], length, loud)
+        if i % every == 0:
+            shown.append((title, Head(codec.model.sample_rate)))
+            sound = shown[-1][1].seen(sound)
+        try:
+            codec.write(out / f"{i:03d}-{title}.wav", sound, length)
+        except audio.Unusable as reason:
+            raise InputError(f"{i:03d}-{title}.wav: {reason}") from reason
     page(out / "sheet.png", shown)
 
 
@@ -232,31 +255,56 @@ def said(sound: audio.Recording) -> str:
     return ", ".join(words)
 
 
+def steps_within(steps: int) -> None:
+    """Raises InputError where a path can't have so many steps."""
+    if not 2 <= steps <= MOST_STEPS:
+        raise InputError(f"steps is {steps}: a path has 2 to {MOST_STEPS} steps")
+
+
 def found(files: Iterable[Path], suffixes: Set[str], what: str) -> list[Path]:
-    """The files, and all in the folders that end so, sorted."""
-    within = lambda folder: sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    paths = list(chain.from_iterable(within(path) if path.is_dir() else [path] for path in files))
+    """The files, and all in the folders that end so, sorted. What can't be looked into is told of when it is read."""
+
+    def within(folder: Path) -> list[Path]:
+        try:
+            return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+        except OSError:
+            return [folder]
+
+    paths = list(chain.from_iterable(within(path) if os.path.isdir(path) else [path] for path in files))
     if not paths:
         raise InputError(f"no {what} given: name files, or a folder that holds some")
     return paths
 
 
+def distinct(paths: Iterable[Path]) -> list[Path]:
+    """Each path once, at its first place."""
+    return list({os.path.abspath(path): path for path in paths}.values())
+
+
+def why(path: Path, reason: audio.Unusable) -> str:
+    """The reason, or the remedy where a file is of a format that is known and not read."""
+    if os.path.isfile(path) and path.suffix.lower() in audio.UNREADABLE:
+        return f"this format is not read: convert it, as ffmpeg -i x{path.suffix} x.wav"
+    return str(reason)
+
+
 def targets(paths: Sequence[Path], out: Path, suffix: str) -> list[Path]:
     """A file in `out` for each, NAME + suffix or, where that is one of `paths` or taken by another, NAME-2 + suffix."""
-    taken, chosen = {path.resolve() for path in paths}, []
+    taken, chosen = {os.path.realpath(path) for path in paths}, []
     for path in paths:
         target, n = out / f"{path.stem}{suffix}", 1
-        while target.resolve() in taken:
+        while os.path.realpath(target) in taken:
             n += 1
             target = out / f"{path.stem}-{n}{suffix}"
-        taken.add(target.resolve())
+        taken.add(os.path.realpath(target))
         chosen.append(target)
     return chosen
 
 
 def one_by_one(paths: Sequence[Path], out: Path, suffix: str, act: Callable[[Path, Path], str]) -> None:
-    """`act` on every file and its target, with a printed row each; a file that can't be used is named and left out.
-    Raises InputError where none can be used."""
+    """`act` on every file, once, and its target, with a printed row each; a file that can't be used is named and left
+    out. Raises InputError where none can be used."""
+    paths = distinct(paths)
     width, problem, used = min(48, max(len(audio.shown(path)) for path in paths)), None, 0
     for path, target in zip(paths, targets(paths, out, suffix), strict=True):
         name = audio.shown(path)
@@ -269,3 +317,10 @@ def one_by_one(paths: Sequence[Path], out: Path, suffix: str, act: Callable[[Pat
         print(f"{name[-width:]:{width}}  {words}", flush=True)
     if not used:
         raise InputError(f"none of {len(paths)} files can be used; the first: {problem}")
+    tell_left_out(len(paths) - used, len(paths))
+
+
+def tell_left_out(left_out: int, of: int) -> None:
+    """On standard error, where rows that go to a file do not hide it."""
+    if left_out:
+        print(f"{left_out} of {of} files were left out", file=sys.stderr)

@@ -10,9 +10,11 @@ import tyro
 from jaxaudio.core import Encodes, InputError
 from jaxaudio.data import audio
 from jaxaudio.runtime.folder import Trained
-from jaxaudio.tasks.reconstruct import Codec, level, said, variations
+from jaxaudio.tasks.reconstruct import Codec, level, said, steps_within, variations
 
 NEEDS = Encodes
+
+FARTHEST = 100.0  # standard deviations
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,15 +33,17 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     model, spread = trained.model, np.asarray(trained.model.spread(trained.params))
     if not 0 <= options.component < len(spread):
         raise InputError(f"component is {options.component}: this model has 0 to {len(spread) - 1}")
-    if options.steps < 2 or not np.isfinite([options.low, options.high]).all():
-        raise InputError(f"{options.steps} steps from {options.low} to {options.high}: give two finite ends, two steps")
+    steps_within(options.steps)
+    if not all(abs(end) <= FARTHEST for end in (options.low, options.high)):
+        ends = f"low is {options.low} and high {options.high}"
+        raise InputError(f"{ends}: each is -{FARTHEST:.0f} to {FARTHEST:.0f} standard deviations")
     codec = Codec(model, trained.params, seed)
     latent, length, loud = base(codec, options.file, options.component)
     path = []
     for value in np.linspace(options.low, options.high, options.steps):
         changed = latent.copy()
         changed[:, options.component] = value * np.sqrt(spread[options.component])
-        path.append((f"{value:+.2f}", changed, loud))
+        path.append((f"{value:+.4g}", changed, loud))
     variations(codec, path, length, out)
     return out
 

@@ -3,9 +3,10 @@
 Caillon, Esling: RAVE, a variational autoencoder for fast and high-quality neural audio synthesis, 2021 (arXiv
 2111.05011). Reproduced: the PQMF, encoder and decoder of the paper (v1) and of its successor (v2), the multi-scale
 spectral distance over bands and full band, the second phase with frozen encoder, hinge loss and feature matching, the
-filtered noise, the compaction of the latent space by its principal components. Departs: the relative part of the
-distance is floored for silent examples; the components that compaction leaves out take their mean instead of noise;
-losses are over the whole segment. Feature matching is weighted once; the official code multiplies by the weight twice
+filtered noise, the compaction of the latent space by its principal components. Departs: the filter bank rebuilds
+exactly; the relative part of the distance is floored for quiet examples; the components that compaction leaves out take
+their mean instead of noise; losses are over the whole segment; a frame of noise is filtered as a circle; no
+augmentation. Feature matching is weighted once; the official code multiplies by the weight twice
 (`feature_matching_twice`).
 
     python train.py rave:small --data FOLDER
@@ -57,8 +58,9 @@ from jaxaudio.variational import (
 Bands = Float[Array, "batch steps bands"]
 AMPLITUDES = 5  # of a frame of noise, per band, from low to high
 PERIODS = (2, 3, 5, 7, 11)  # of the second version's critic
-POOLED = 3  # scales of the critic
-QUIET = 1e-6  # the mean power that a silent example is taken for, in the relative distance
+SCALES = 3  # of the critic, each half as fine as the one before
+QUIET = 1e-4  # mean power that a quieter example is taken for in the relative distance, lest silence rule a batch
+FOLLOW = 0.999  # decay of the running moments of the latent frames
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,8 +83,8 @@ class RAVE(Generates, Streams):
     warm_up: int = 1_000_000  # steps of the first phase; then the encoder is frozen and the critic comes in
     second: int = 5_000_000  # steps of the second phase in a run that is asked for no number of steps
     beta: float = 0.1  # weight of twice the divergence from the prior, as the official code has it
-    beta_first: float = 0.1  # the weight at the first step
-    beta_steps: int = 0  # over which it grows from there by equal factors
+    beta_first: float = 1e-6  # the weight at the first step, if it grows
+    beta_steps: int = 0  # steps over which it grows from there by equal factors; 0: it is constant
     adversarial: float = 1.0  # weight of the hinge loss
     feature_matching: float = 10.0  # weight of the critic's features
     feature_matching_twice: bool = False  # that weight squared, as in effect in the official code: 100 (v1), 400 (v2)
@@ -96,45 +98,60 @@ class RAVE(Generates, Streams):
     critic_rate: float = 1e-4  # of the critic
     decay: float = 0.0  # of the averaged weights to sample from; 0: sample from the last ones
 
-    criterion: ClassVar = "distance"
+    criterion: ClassVar = "distance"  # which the second phase trades for detail: its best may be of the first
     published: ClassVar = MappingProxyType({"autoencoder": 17.61, "critic": 7.75})  # the critic's as computed
     presets: ClassVar = MappingProxyType(
         {
             "paper": {},
             "v1": {},
             "v2": {
-                **{"network": "v2", "capacity": 96, "noise_strides": (), "beta": 0.05, "beta_first": 1e-6},
-                **{"beta_steps": 20000, "feature_matching": 20.0, "relative_features": True, "periods": True},
-                **{"critic_width": 96, "critic_every": 4},
+                **{"network": "v2", "capacity": 96, "noise_strides": (), "beta": 0.05, "beta_steps": 20000},
+                **{"feature_matching": 20.0, "relative_features": True, "periods": True, "critic_width": 96},
+                **{"critic_every": 4},
             },
             "small": {
                 **{"sample_rate": 22050, "segment": 32768, "capacity": 32, "ratios": (4, 4, 2), "latent": 64},
-                **{"noise_strides": (4, 4, 2), "warm_up": 4000, "critic_width": 16, "beta": 0.01, "decay": 0.999},
-                **{"learning_rate": 2e-3, "beta_first": 0.01},
+                **{"noise_strides": (4, 4, 2), "warm_up": 4500, "second": 1500, "critic_width": 16, "decay": 0.999},
+                **{"learning_rate": 2e-3, "beta": 0.01},
             },
             "tiny": {
                 **{"sample_rate": 16000, "segment": 2048, "bands": 4, "capacity": 4, "ratios": (4,), "latent": 4},
-                **{"noise_strides": (4,), "scales": (256, 64), "floor": 1e-2, "warm_up": 500, "batch_size": 8},
-                **{"critic_width": 2, "critic_layers": 2, "learning_rate": 5e-3, "beta": 1e-3, "beta_first": 1e-3},
+                **{"noise_strides": (4,), "scales": (256, 64), "floor": 1e-2, "warm_up": 500, "second": 500},
+                **{"critic_width": 2, "critic_layers": 2, "learning_rate": 5e-3, "beta": 1e-3, "batch_size": 8},
             },
         }
     )
 
     def __post_init__(self):
         pqmf.prototype(self.bands)  # refuses an odd number
-        for name in ("batch_size", "channels", "capacity", "latent", "critic_width", "critic_layers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: it is at least 1")
+        least = dict.fromkeys(("batch_size", "channels", "capacity", "latent", "critic_width", "critic_layers"), 1)
+        least |= {"sample_rate": 1, "warm_up": 1, "second": 0, "beta": 0, "beta_steps": 0, "feature_matching": 0}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise InputError(f"{name} is {getattr(self, name)}: it is at least {value}")
         if not self.ratios or min(self.ratios) < 2 or math.prod(self.ratios) % 2:
             raise InputError(f"ratios is {self.ratios}: name one or more, 2 at least, an even one among them")
-        if self.segment < 1 or self.segment % self.hop:
+        if self.segment < 1 or self.segment % self.hop or self.segment % 2 ** (SCALES - 1):
             raise InputError(f"segment is {self.segment}: it is a whole number of hops of {self.hop} samples")
-        if self.noise_strides and math.prod(self.ratios) % math.prod(self.noise_strides):
-            raise InputError(f"noise_strides {self.noise_strides} do not divide a hop of {self.ratios}: choose others")
+        most = self.segment // self.bands
+        if not self.scales or min(self.scales) < 4 or max(self.scales) > most:
+            raise InputError(
+                f"scales is {self.scales}: windows of 4 to {most} samples, as many as a segment has frames of bands; "
+                "lengthen the segment or name shorter ones"
+            )
+        if min(self.noise_strides, default=1) < 1 or math.prod(self.ratios) % math.prod(self.noise_strides):
+            raise InputError(
+                f"noise_strides is {self.noise_strides}: their product divides {math.prod(self.ratios)}, that of the "
+                "ratios; choose others, or none"
+            )
         if self.critic_every < 2:
             raise InputError(f"critic_every is {self.critic_every}: at 1 the decoder would never be trained; 2 or more")
-        if min(self.beta, self.beta_first) < 0 or (self.beta_steps and not self.beta * self.beta_first):
-            raise InputError(f"beta_first {self.beta_first} can't grow to beta {self.beta} by factors: both above 0")
+        if self.beta_steps and not 0 < self.beta_first <= self.beta:
+            raise InputError(
+                f"beta_first is {self.beta_first}: to grow by factors it is above 0, at most beta {self.beta}"
+            )
+        if self.floor <= 0 or not 0 <= self.decay < 1:
+            raise InputError(f"floor is {self.floor} and decay {self.decay}: above 0, and from 0 to less than 1")
 
     @property
     def steps(self) -> int:
@@ -218,10 +235,13 @@ class RAVE(Generates, Streams):
             new = {**new, "encoder": networks[network]["encoder"]}
         networks[network], extra = new, state.extra
         if stage != "critic":
+            averaged = average(extra["average"], new, self.decay, state.step)
+            if stage == "decoder":  # what is sampled is frozen too: the encoder that the decoder learns to follow
+                averaged = {**averaged, "encoder": new["encoder"]}
             followed = {
-                "average": average(extra["average"], new, self.decay, state.step),
+                "average": averaged,
                 "statistics": metrics.pop("statistics"),
-                "moments": average(extra["moments"], metrics.pop("moments"), 0.999, state.step),
+                "moments": average(extra["moments"], metrics.pop("moments"), FOLLOW, state.step),
             }
             extra = unless_skipped(metrics, followed, extra)
         return State(state.step + 1, networks, opt, extra), {f"{network}/{k}": v for k, v in metrics.items()}
@@ -356,7 +376,7 @@ class RAVE(Generates, Streams):
         return jnp.clip(self.whole(made), -1.0, 1.0)
 
     def audible(self, step, noise):
-        """The noise, which the decoder has only learned to shape in the second phase."""
+        """The noise, of which the first phase has none: the decoder learns to shape it in the second."""
         return None if noise is None else noise * (step > self.warm_up)
 
     def generate(self, params, key, n, length, label) -> Wave:
@@ -552,9 +572,10 @@ class Critic(nn.Module):
                 x = jnp.pad(wave, ((0, 0), (0, -wave.shape[1] % period), (0, 0)))
                 x = jnp.moveaxis(x.reshape(len(x), -1, period, x.shape[-1]), 2, 1)
                 found.append(self.maps(x.reshape(-1, *x.shape[2:]), 5, f"period_{period}"))
-        for scale in range(POOLED):
+        for scale in range(SCALES):
+            if scale:
+                wave = jnp.mean(wave.reshape(len(wave), -1, 2, wave.shape[-1]), 2)
             found.append(self.maps(wave, 15, f"scale_{scale}"))
-            wave = jnp.mean(wave.reshape(len(wave), -1, 2, wave.shape[-1]), 2)
         features, scores = zip(*found, strict=True)
         return list(features), list(scores)
 
@@ -625,8 +646,6 @@ def spectral_distance(a: Wave, b: Wave, sizes: tuple[int, ...], floor: float) ->
     """
     total = jnp.zeros(len(a))
     for size in sizes:
-        if size > a.shape[1]:
-            continue
         norm = float(np.sqrt(np.sum(window("hann", size) ** 2)))
         x, y = (magnitudes(jnp.moveaxis(s, -1, 1), size, size // 4) / norm for s in (a, b))
         power = jnp.maximum(jnp.mean(x**2, (1, 2, 3)), QUIET)

@@ -4,8 +4,9 @@ Kingma, Welling: Auto-Encoding Variational Bayes, ICLR 2014 (arXiv 1312.6114), w
 (arXiv 1606.04934) and the importance-weighted estimate of Burda et al. 2016 (arXiv 1509.00519). Departs: both halves
 are a linear map plus a network. The linear maps are a Gaussian model's, fitted to the data before training:
 probabilistic PCA (Tipping, Bishop 1999) or, where variances differ, factor analysis. The networks start at zero, so
-training starts at the exact likelihood of that model. Clips are moved in time and warped in frequency. The sizes are
-this project's own. Sound by the non-negative inverse of the mel filters and Griffin-Lim.
+training starts at the exact likelihood of that model (near it, with a fixed variance). Clips are moved in time and
+warped in frequency. The sizes are this project's own. Sound by the non-negative inverse of the mel filters and
+Griffin-Lim.
 
 The likelihood is a density over log-mels in nats (natural logarithm of magnitudes), whatever is standardised inside.
 Digital silence lies on the floor of the mels, a constant, whose density has no upper limit: the deviation of the
@@ -197,7 +198,7 @@ class SpecVAE(Morphs, Encodes):
 
     def measure(self, batches):
         """The Gaussian model of the pictures of the first clips, `MOST` at most, each as often as `COPIES` says and
-        moved as in training."""
+        moved as in training; by the same draws for every seed of a run."""
         moving, rows = self.shift or self.level or self.warp, []
         augmented = jax.jit(self.augmented)
         for i, batch in enumerate(batches):

@@ -20,8 +20,10 @@ def test_a_trained_classifier_hears_what_it_learned_and_reads_any_length(judge, 
     audio.write(tmp_path / "new" / "brief.wav", sound("hum", rng, 300)[:, None], RATE)
     (tmp_path / "new" / "broken.wav").write_text("no sound")
     table = tmp_path / "table.csv"
-    code, out, _ = run(sample.main, "classify", judge, tmp_path / "new", "--csv", table, capsys=capsys)
+    words = ("classify", judge, tmp_path / "new", tmp_path / "new" / "hum.wav", "--csv", table)
+    code, out, err = run(sample.main, *words, capsys=capsys)
     assert code == 0
+    assert "1 of 5 files were left out" in err, "a file that is named twice is one"
     assert out.splitlines()[-1].endswith(f"-> {table}")
     assert "left out" in next(line for line in out.splitlines() if "broken" in line)
     with open(table, newline="") as file:

@@ -1,6 +1,7 @@
 """The verbs encode and decode: latents as files, of one model and checkpoint."""
 
 import dataclasses
+import errno
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from tests.commands import run
 from tests.toy import MIXING, sound, toy
 
 
-def encoded(given, files, out):
-    return encode.perform(given, encode.Options(files=tuple(files)), 3, out)
+def encoded(given, files, out, **options):
+    return encode.perform(given, encode.Options(files=tuple(files), **options), 3, out)
 
 
 def decoded(given, files, out):
@@ -111,6 +112,8 @@ def test_latents_of_a_wrong_shape_or_content_are_refused(file):
     assert "(400,)" in refusal(given, altered(path, latent=frames.ravel()))
     assert "float64" in refusal(given, altered(path, latent=frames.astype(float)))
     assert "NaN" in refusal(given, altered(path, latent=frames * np.nan))
+    for rate in (0, 44100):
+        assert f"its sample_rate is {rate} Hz, the model's 1000 Hz" in refusal(given, altered(path, sample_rate=rate))
     for wrong in ({"length": 0}, {"length": -400}, {"length": 400.0}, {"level": np.nan}, {"model": "[]"}):
         assert "damaged" in refusal(given, altered(path, **wrong))
     for wrong in ({"length": [400, 1]}, {"latent": np.array([{}])}, {"model": "{"}, {"level": 1e9}):
@@ -140,3 +143,48 @@ def test_a_damaged_file_of_latents_gives_one_line_and_the_others_go_on(file, tmp
     assert out.count("left out: damaged") == 2
     assert "left out: No such file or directory" in out
     assert [found.name for found in (tmp_path / "new").iterdir()] == ["a.wav"]
+
+
+def test_latents_whose_sound_is_not_finite_are_left_out_and_the_others_go_on(file, tmp_path, capsys):
+    given, path = file
+    huge = altered(path, latent=np.full((50, 8), 3e38, np.float32))
+    decoded(given, [huge, path], tmp_path / "new")
+    row = next(row for row in capsys.readouterr().out.splitlines() if "altered" in row)
+    assert "left out: what the model makes of it is not finite: name an earlier --checkpoint" in row
+    assert [found.name for found in (tmp_path / "new").iterdir()] == ["a.wav"]
+
+
+def test_a_model_that_diverged_writes_no_latents(tmp_path):
+    audio.write(tmp_path / "a.wav", sound(400), 1000)
+    given = toy(tmp_path, offset=float("nan"))
+    with pytest.raises(InputError, match="not finite: name an earlier --checkpoint"):
+        encoded(given, [tmp_path / "a.wav"], tmp_path / "latents")
+    assert not (tmp_path / "latents").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_behind(file, tmp_path, monkeypatch):
+    given, path = file
+    (path.parent / "a.new").write_text("mine")
+    before = path.read_bytes()
+
+    def savez(file, **fields):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", savez)
+    with pytest.raises(InputError, match=r"a.npz: cannot be written \(No space left on device\); choose another place"):
+        encoded(given, [tmp_path / "a.wav"], path.parent)
+    assert {each.name for each in path.parent.iterdir()} == {"a.npz", "a.new"}
+    assert (path.read_bytes(), (path.parent / "a.new").read_text()) == (before, "mine")
+
+
+def test_only_as_many_components_are_written_as_hold_the_fidelity(file, tmp_path, capsys):
+    given, path = file
+    encoded(given, [tmp_path / "a.wav"], tmp_path / "few", fidelity=0.5)  # 8 + 7 of 36 are less, 8 + 7 + 6 are more
+    assert "fidelity 0.5: 3 of 8 components" in capsys.readouterr().out
+    with np.load(path) as whole, np.load(tmp_path / "few" / "a.npz") as few:
+        np.testing.assert_array_equal(few["latent"], whole["latent"][:, :3])
+    decoded(given, [tmp_path / "few" / "a.npz"], tmp_path)
+    assert "3 of 8 components" in capsys.readouterr().out
+    with pytest.raises(InputError, match="fidelity is 2"):
+        encoded(given, [tmp_path / "a.wav"], tmp_path / "few", fidelity=2.0)

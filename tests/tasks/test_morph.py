@@ -6,13 +6,13 @@ import pytest
 import sample
 from jaxaudio.core import InputError
 from jaxaudio.data import audio
-from jaxaudio.tasks import morph
+from jaxaudio.tasks import morph, reconstruct
 from tests.commands import run
 from tests.toy import sound, toy
 
 
-def made(given, out, *files, steps=3):
-    morph.perform(given, morph.Options(files=files, steps=steps), 0, out)
+def made(given, out, *files, steps=3, **options):
+    morph.perform(given, morph.Options(files=files, steps=steps, **options), 0, out)
     return [audio.read(path, 1000, 1) for path in sorted(out.glob("*.wav"))]
 
 
@@ -38,11 +38,28 @@ def test_the_level_goes_along_where_a_model_hears_all_at_one(tmp_path):
     np.testing.assert_allclose(middle, 0.75 * wave, atol=6e-5)
 
 
+def test_a_path_may_come_back_to_where_it_began_and_its_sheet_stays_small(tmp_path, monkeypatch):
+    sheets = []
+    monkeypatch.setattr(reconstruct, "draw", lambda sounds, *rest: sheets.append(len(sounds)))
+    for name in "ab":
+        audio.write(tmp_path / f"{name}.wav", sound(8, seed=ord(name)), 1000)
+    files = [tmp_path / f"{name}.wav" for name in "aba"]
+    found = made(toy(tmp_path), tmp_path / "out", *files, steps=50)
+    assert len(found) == 100
+    np.testing.assert_array_equal(found[0], found[-1])
+    assert sheets == [50], "every second one: at most 64"
+
+
 def test_too_few_recordings_steps_or_a_broken_one_are_refused(tmp_path, maker, capsys):
     audio.write(tmp_path / "a.wav", sound(100), 1000)
-    for files, steps, words in ((("a.wav",), 3, "1 recordings"), (("a.wav", "a.wav"), 1, "1 steps")):
-        with pytest.raises(InputError, match=words):
-            made(toy(tmp_path), tmp_path / "out", *(tmp_path / file for file in files), steps=steps)
+    with pytest.raises(InputError, match="one recording is given"):
+        made(toy(tmp_path), tmp_path / "out", tmp_path / "a.wav")
+    for steps in (1, 1001):
+        with pytest.raises(InputError, match=f"steps is {steps}: a path has 2 to 1000 steps"):
+            made(toy(tmp_path), tmp_path / "out", tmp_path / "none.wav", tmp_path / "none.wav", steps=steps)
+    for options in ({"seeds": "0,1"}, {"label": "fm"}):
+        with pytest.raises(InputError, match="leave them away, or leave the files away"):
+            made(toy(tmp_path), tmp_path / "out", tmp_path / "a.wav", tmp_path / "a.wav", **options)
     with pytest.raises(InputError, match="none.wav can't be used: No such file"):
         made(toy(tmp_path), tmp_path / "out", tmp_path / "a.wav", tmp_path / "none.wav")
     with pytest.raises(InputError, match="name two or more"):

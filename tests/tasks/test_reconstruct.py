@@ -177,3 +177,29 @@ def test_a_trained_codec_gives_in_parts_what_it_gives_at_once(coder, tmp_path, m
     whole = at_once(trained, wave)
     assert np.abs(whole).max() > 1e-3
     np.testing.assert_allclose(parts, whole, atol=1e-5)
+
+
+def test_links_in_circles_long_names_and_unread_formats_are_rows_and_a_file_is_read_once(tmp_path, capsys):
+    audio.write(tmp_path / "in" / "a.wav", sound(400), 1000)
+    (tmp_path / "in" / "round.wav").symlink_to("round.wav")
+    (tmp_path / "in" / "x.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+    long = tmp_path / ("n" * 300 + ".wav")
+    twice = tmp_path / "in" / ".." / "in" / "a.wav"
+    made(toy(tmp_path), [tmp_path / "in", twice, tmp_path / "in" / "round.wav", long], tmp_path / "out")
+    out, err = capsys.readouterr()
+    rows = {name: row for row in out.splitlines() for name in ("a.wav", "round.wav", "x.m4a", "nnn.wav") if name in row}
+    assert len(out.splitlines()) == 4
+    assert "-> a.wav" in rows["a.wav"]
+    assert "left out: Too many levels of symbolic links" in rows["round.wav"]
+    assert "left out: this format is not read: convert it, as ffmpeg -i x.m4a x.wav" in rows["x.m4a"]
+    assert "left out: File name too long" in rows["nnn.wav"]
+    assert err == "3 of 4 files were left out\n"
+    (tmp_path / "in" / "a.wav").unlink()
+    with pytest.raises(InputError, match="none of 2 files can be used"):
+        made(toy(tmp_path), [tmp_path / "in"], tmp_path / "out")
+
+
+def test_what_is_sound_by_its_content_is_read_whatever_its_name(tmp_path):
+    audio.write(tmp_path / "a.wav", sound(400), 1000)
+    (tmp_path / "a.wav").rename(tmp_path / "a.m4a")
+    assert (made(toy(tmp_path), [tmp_path / "a.m4a"], tmp_path / "out") / "a.wav").exists()
