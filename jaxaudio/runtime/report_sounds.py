@@ -220,7 +220,7 @@ def _last(last: Sampled, players: Sequence[str]) -> str:
 def _sheets(last: Sampled, real: Path, room: int) -> tuple[str, int]:
     """The last step's sheet and the real recordings', side by side, and the bytes that they take."""
     figures = ""
-    wanted = [(last.sheet, f"Generated, step {last.step:,}"), (real if real.is_file() else None, "Real, held out")]
+    wanted = [(last.sheet, f"Made, step {last.step:,}"), (real if real.is_file() else None, "Real, held out")]
     for path, title in wanted:
         if path is not None:
             figures += (

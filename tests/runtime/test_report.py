@@ -123,7 +123,7 @@ def test_the_page_holds_every_field_metric_sound_and_score_with_its_value(tmp_pa
     assert page.all("audio")[1]["src"] == "data:audio/wav;base64," + base64.b64encode(content).decode()
     alts = [found["alt"] for found in page.all("img")]
     assert "Spectrogram of rain, sound 1 of step 30: 0 to 0.40 s, 0 to 4 kHz" in alts
-    assert {"Spectrograms: Generated, step 30", "Spectrograms: Real, held out", "How real: confusion"} <= {*alts}
+    assert {"Spectrograms: Made, step 30", "Spectrograms: Real, held out", "How real: confusion"} <= {*alts}
 
 
 def test_nothing_comes_from_outside_and_every_player_and_picture_is_named(tmp_path):
