@@ -166,8 +166,8 @@ class Examination:
             self.real = Batch(*(field[:count] for field in self.held_out.gather(plan)))
             self.titles = generate.captions(self.labels, self.real.label if self.labels else None, count)
             break
-        if isinstance(self.model, Encodes):
-            return reconstruct.Showcase(self.model, self.real.wave, self.titles) if self.real else None
+        if isinstance(self.model, Encodes) and self.real:
+            return reconstruct.Showcase(self.model, self.real.wave, self.titles)
         return (
             generate.Showcase(self.model, self.labels, self.run.samples) if isinstance(self.model, Generates) else None
         )
