@@ -10,6 +10,10 @@ augmentation. Feature matching is weighted once; the official code multiplies by
 (`feature_matching_twice`).
 
     python train.py rave:small --data FOLDER
+    python -m benchmarks.quality runs/rave-small
+
+speech22k, 17 minutes on two cores: multi-resolution STFT distance 1.19 to held-out sentences (noise vocoders of 16 and
+64 bands: 1.46 and 1.17), 43 % of that to another sentence.
 """
 
 import dataclasses
