@@ -205,7 +205,8 @@ def test_each_chunk_is_answered_before_the_next_one_comes_and_ctrl_c_ends_it(cod
         process.stdin.flush()
         answers.append(process.stdout.read(size))
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    process.wait(60)  # with its input open: the end of that would end it in another way
+    out, err = process.communicate()
     assert process.returncode == 0, err
     assert [len(answer) for answer in answers] == [size] * 3
     assert not out

@@ -14,7 +14,6 @@ from jaxaudio import zoo
 from jaxaudio.core import Batch, InputError, Shard
 from jaxaudio.runtime.parallel import Devices
 from jaxaudio.vae.rave import (
-    AMPLITUDES,
     QUIET,
     RAVE,
     Autoencoder,
