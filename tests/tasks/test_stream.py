@@ -194,7 +194,11 @@ def test_live_is_refused_where_nothing_can_wait(tmp_path, monkeypatch):
 def start(folder):
     words = [sys.executable, REPOSITORY / "sample.py", "stream", folder]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen(words, **pipes, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in a shell's background ignores it
+    try:
+        return subprocess.Popen(words, **pipes, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_each_chunk_is_answered_before_the_next_one_comes_and_ctrl_c_ends_it(coder):
