@@ -9,7 +9,6 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before PyTorch is loaded: spinning threads would slow the others
 
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.rows import append
 from benchmarks.timing import OtherLoad, alternate, matmul
 from jaxaudio.core import InputError
 from jaxaudio.nn import conv
@@ -183,8 +183,7 @@ def main(arguments: list[str]) -> None:
             )
             if options.json:
                 row = {"layer": name, "kind": kind, **layer._asdict(), "ms": middle, "versions": versions()}
-                with open(options.json, "a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append(options.json, row)
     print(f"a matrix product runs at {limit:.0f} GFLOP/s here; other load {other.cores:.2f} cores")
 
 

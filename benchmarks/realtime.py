@@ -7,8 +7,6 @@ as after the last training step: speed does not depend on what they say.
 """
 
 import dataclasses
-import itertools
-import json
 import os
 import sys
 import time
@@ -18,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks.rows import named, publish
 from benchmarks.step import peak_memory
 from benchmarks.timing import OtherLoad, alternate, quartiles
 from jaxaudio import zoo
@@ -25,7 +24,6 @@ from jaxaudio.core import Encodes, InputError, Model, Params, Streams
 from jaxaudio.runtime.command import guarded, keep_freed_memory
 from jaxaudio.runtime.folder import Trained
 from jaxaudio.runtime.parallel import Devices
-from jaxaudio.runtime.versions import revision, versions
 
 BATCHES = (1, 8)  # recordings at once
 PARTS = ("encode", "decode", "both")
@@ -201,28 +199,9 @@ def table(row: Mapping) -> str:
 
 def main(arguments: list[str]) -> None:
     """One row per model."""
-    import tyro
-
     keep_freed_memory()
-    specs = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
-    if not specs:
-        raise InputError("name a model, as in: python -m benchmarks.realtime rave:v1 --model.causal")
-    for spec in specs:
-        default = Options(model=zoo.load(spec))
-        options = tyro.cli(Options, default=default, args=arguments[len(specs) :], prog=f"benchmarks.realtime {spec}")
-        row = {
-            **measure(options),
-            "preset": spec,
-            "fields": zoo.dump(options.model),
-            "versions": versions(),
-            "git": revision(),
-        }
-        print(table(row), flush=True)
-        if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            with open(options.json, "a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"a line was added to {options.json}")
+    for spec, options in named(Options, "realtime", arguments, "rave:v1 --model.causal"):
+        publish(measure(options), table, spec, options)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.rows import append
 from jaxaudio.data.audio import shown
 from jaxaudio.runtime.versions import revision, versions
 
@@ -47,9 +48,7 @@ def deliver(card: Card, about: Mapping[str, Any], folder: Path | None, lines: Pa
     if folder:
         write(folder, card, about)
     if lines:
-        lines.parent.mkdir(parents=True, exist_ok=True)
-        with open(lines, "a", encoding="ascii") as file:
-            file.write(json.dumps(as_json(card, about)) + "\n")
+        append(lines, as_json(card, about))
 
 
 def as_json(card: Card, about: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before PyTorch is loaded: spinning threads would slow the others
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.rows import append
 from benchmarks.timing import OtherLoad, alternate, quartiles
 from jaxaudio.dsp.griffin_lim import griffin_lim
 from jaxaudio.dsp.stft import frames, magnitudes, pad, spectrum_fft, spectrum_matmul, stft, window
@@ -146,8 +146,7 @@ def main(arguments: list[str]) -> None:
                     "ratio_quartiles": [low, high],
                     "versions": versions(),
                 }
-                with open(options.json, "a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append(options.json, row)
     print(f"other load {other.cores:.2f} cores")
 
 

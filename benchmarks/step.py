@@ -11,8 +11,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before PyTorch is loaded:
 
 import dataclasses
 import importlib
-import itertools
-import json
 import resource
 import sys
 import time
@@ -23,13 +21,13 @@ from typing import Literal
 import jax
 import numpy as np
 
+from benchmarks.rows import named, publish
 from benchmarks.timing import OtherLoad, alternate, matmul, quartiles
 from jaxaudio import zoo
-from jaxaudio.core import Batch, InputError, Model, Shard, State
+from jaxaudio.core import Batch, Model, Shard, State
 from jaxaudio.nn import conv
 from jaxaudio.runtime.command import guarded, keep_freed_memory
 from jaxaudio.runtime.parallel import Devices, Step
-from jaxaudio.runtime.versions import revision, versions
 
 MATMUL = 2048
 CLASSES = 10  # of a model that needs labels, as the built-in recordings have
@@ -183,31 +181,10 @@ def table(row: dict) -> str:
 
 def main(arguments: list[str]) -> None:
     """One row per model and stage."""
-    import tyro
-
     keep_freed_memory()
-    specs = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
-    if not specs:
-        raise InputError(
-            f"name a model, as in: python -m benchmarks.step wavegan:digits; there are {list(zoo.names())}"
-        )
-    for spec in specs:
-        default = Options(model=zoo.load(spec))
-        options = tyro.cli(Options, default=default, args=arguments[len(specs) :], prog=f"benchmarks.step {spec}")
+    for spec, options in named(Options, "step", arguments, f"wavegan:digits; there are {list(zoo.names())}"):
         for stage in options.model.variants:
-            row = {
-                **measure(options, stage),
-                "preset": spec,
-                "fields": zoo.dump(options.model),
-                "versions": versions(),
-                "git": revision(),
-            }
-            print(table(row), flush=True)
-            if options.json:
-                options.json.parent.mkdir(parents=True, exist_ok=True)
-                with open(options.json, "a") as file:
-                    file.write(json.dumps(row) + "\n")
-                print(f"a line was added to {options.json}")
+            publish(measure(options, stage), table, spec, options)
 
 
 if __name__ == "__main__":

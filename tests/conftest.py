@@ -55,36 +55,37 @@ def recordings_of_three(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def judge(recordings_of_three, tmp_path_factory):
+def learn(recordings_of_three, tmp_path_factory):
+    """Trains a model on them for so many steps: the run's folder."""
+
+    def made(name, model, steps, *fields):
+        folder = tmp_path_factory.mktemp("runs") / name
+        words = (model, "--data", recordings_of_three, "--out", folder, "--steps", steps, "--eval-every", steps)
+        assert run(train.main, *words, *fields)[0] == 0
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def judge(learn):
     """A classifier that has learned them."""
-    folder = tmp_path_factory.mktemp("runs") / "judge"
-    words = ("classifier:tiny", "--data", recordings_of_three, "--out", folder, "--steps", 120, "--eval-every", 120)
-    assert run(train.main, *words)[0] == 0
-    return folder
+    return learn("judge", "classifier:tiny", 120)
 
 
 @pytest.fixture(scope="session")
-def maker(recordings_of_three, tmp_path_factory):
+def maker(learn):
     """A generator that has hardly begun."""
-    folder = tmp_path_factory.mktemp("runs") / "maker"
-    words = ("wavegan:tiny", "--data", recordings_of_three, "--out", folder, "--steps", 2, "--eval-every", 2)
-    assert run(train.main, *words)[0] == 0
-    return folder
+    return learn("maker", "wavegan:tiny", 2)
 
 
 @pytest.fixture(scope="session")
-def coder(recordings_of_three, tmp_path_factory):
+def coder(learn):
     """An autoencoder that streams and has hardly begun."""
-    folder = tmp_path_factory.mktemp("runs") / "coder"
-    words = ("rave:tiny", "--data", recordings_of_three, "--out", folder, "--steps", 2, "--eval-every", 2)
-    assert run(train.main, *words, "--model.causal", "--model.segment", 1024)[0] == 0
-    return folder
+    return learn("coder", "rave:tiny", 2, "--model.causal", "--model.segment", 1024)
 
 
 @pytest.fixture(scope="session")
-def picture(recordings_of_three, tmp_path_factory):
+def picture(learn):
     """An autoencoder of spectrograms that has hardly begun."""
-    folder = tmp_path_factory.mktemp("runs") / "picture"
-    words = ("specvae:tiny", "--data", recordings_of_three, "--out", folder, "--steps", 2, "--eval-every", 2)
-    assert run(train.main, *words)[0] == 0
-    return folder
+    return learn("picture", "specvae:tiny", 2)

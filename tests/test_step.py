@@ -1,4 +1,4 @@
-"""Training steps per second: a row for every stage of a model."""
+"""Training steps per second: a row for every stage of a model, and where it goes."""
 
 import json
 
@@ -17,3 +17,20 @@ def test_there_is_a_row_for_every_stage(tmp_path, capsys, monkeypatch):
     assert [row["stage"] for row in rows] == ["autoencoder", "critic", "decoder"]
     operations = [row["operations_per_step"] for row in rows]
     assert len(set(operations)) == 3, "a program each"
+
+
+def test_a_row_says_what_it_is_of_and_no_model_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(step, "measure", lambda options, stage: {"steps_per_second": 1 + options.windows})
+    monkeypatch.setattr(step, "table", lambda row: f"{row['steps_per_second']} steps/s")
+    path = tmp_path / "new" / "rows.jsonl"
+    words = ("wavegan:tiny", "wavegan:digits", "--windows", 2, "--model.batch-size", 10, "--json", path)
+    code, out, _ = run(step.main, *words, capsys=capsys)
+    assert code == 0
+    assert out.splitlines() == ["3 steps/s", f"a line was added to {path}"] * 2
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["preset"] for row in rows] == ["wavegan:tiny", "wavegan:digits"]
+    assert [row["fields"]["batch_size"] for row in rows] == [10, 10]
+    assert {"steps_per_second", "versions", "git"} < set(rows[0])
+    code, _, err = run(step.main, "--windows", 2, capsys=capsys)
+    assert code == 2
+    assert "name a model, as in: python -m benchmarks.step wavegan:digits; there are ['densegan', " in err

@@ -56,8 +56,6 @@ FORMS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "gpu": {},
     "tpu": {},
 }
-
-
 FEW = {"forward": 64, "backward": 256}  # rows (of a batch, the frames of the shorter side) up to which a layer is "few"
 
 
@@ -73,6 +71,17 @@ class Geometry(NamedTuple):
     groups: int
 
     @property
+    def spans(self) -> tuple[int, ...]:
+        """Of the dilated kernel."""
+        return tuple(d * (k - 1) + 1 for k, d in zip(self.taps, self.dilation, strict=True))
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """Of the convolution's output."""
+        sizes = zip(self.space, self.padding, self.spans, self.stride, strict=True)
+        return tuple((n + sum(edges) - span) // s + 1 for n, edges, span, s in sizes)
+
+    @property
     def kind(self) -> str:
         """The row of `FORMS` that it belongs to."""
         if self.groups > 1:
@@ -81,11 +90,11 @@ class Geometry(NamedTuple):
             return "narrow"
         return "strided" if max(self.stride) > 1 else "plain"
 
-    def form(self, name: str, rows: int) -> str:
-        """The form of one of its maps on this platform, for so many rows."""
+    def form(self, name: str, batch: int) -> str:
+        """The form of one of its maps on this platform, for a batch of so many signals."""
         table = FORMS.get(jax.default_backend(), {})
         simple = len(self.taps) == self.groups == 1 and (name == "forward" or self.stride[0] > 1 == self.dilation[0])
-        if simple and rows <= FEW.get(name, 0) and name in table.get("few", {}):
+        if simple and batch * math.prod(self.frames) <= FEW.get(name, 0) and name in table.get("few", {}):
             return table["few"][name]
         return table.get(self.kind, {}).get(name, "direct")
 
@@ -114,10 +123,8 @@ def conv_transpose(
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def forward(shape: Geometry, x: Signal, kernel: Kernel) -> Result:
     """The convolution."""
-    (taps, *_), (stride, *_), (dilation, *_), (pad, *_) = shape.taps, shape.stride, shape.dilation, shape.padding
-    frames = (x.shape[1] + sum(pad) - dilation * (taps - 1) - 1) // stride + 1
     forms = {"direct": conv_direct, "phase": conv_phase, "matmul": conv_matmul}
-    form = forms[shape.form("forward", len(x) * frames)]
+    form = forms[shape.form("forward", len(x))]
     return form(x, kernel, shape.stride, shape.padding, shape.dilation, shape.groups)
 
 
@@ -125,9 +132,8 @@ def forward(shape: Geometry, x: Signal, kernel: Kernel) -> Result:
 def backward(shape: Geometry, y: Result, kernel: Kernel) -> Signal:
     """The adjoint of `forward` in its signal: [batch, *frames, out] -> [batch, *space, in]."""
     forms = {"direct": conv_transpose_direct, "phase": conv_transpose_phase, "matmul": conv_transpose_matmul}
-    form = forms[shape.form("backward", len(y) * y.shape[1])]
-    spans = [d * (k - 1) + 1 for k, d in zip(shape.taps, shape.dilation, strict=True)]
-    sizes = zip(y.shape[1:-1], shape.space, spans, shape.stride, shape.padding, strict=True)
+    form = forms[shape.form("backward", len(y))]
+    sizes = zip(shape.frames, shape.space, shape.spans, shape.stride, shape.padding, strict=True)
     edges = tuple((left, (frames - 1) * s + span - left - n) for frames, n, span, s, (left, _) in sizes)
     return form(y, turned(kernel, shape.groups), shape.stride, edges, shape.dilation, shape.groups)
 

@@ -39,7 +39,7 @@ class TimeConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Signal) -> Result:
-        before, behind = self.edges
+        before, behind = edges(self.taps, self.stride, self.dilation, self.causal)
         if self.causal and before > 0:
             x, before = past(self, x, before)
         return Conv(
@@ -55,11 +55,6 @@ class TimeConv(nn.Module):
             INIT,
             name="conv",
         )(x)
-
-    @property
-    def edges(self) -> tuple[int, int]:
-        """Frames around the signal."""
-        return edges(self.taps, self.stride, self.dilation, self.causal)
 
 
 class TimeConvTranspose(nn.Module):
@@ -78,8 +73,9 @@ class TimeConvTranspose(nn.Module):
         over, known = self.taps - self.stride, 0
         left = 0 if self.causal else over // 2
         if self.causal and over:
-            x, missing = past(self, x, -(-over // self.stride))
-            known = 0 if missing else -(-over // self.stride)
+            before = -(-over // self.stride)
+            x, missing = past(self, x, before)
+            known = before - missing
         return ConvTranspose(
             self.features,
             (self.taps,),

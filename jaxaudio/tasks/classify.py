@@ -14,8 +14,8 @@ from scipy.special import softmax
 
 from jaxaudio.core import Classifies, InputError, Model, Params
 from jaxaudio.data import audio
+from jaxaudio.data.files import RECORDINGS, distinct, found, tell_left_out, why
 from jaxaudio.runtime.folder import Trained
-from jaxaudio.tasks.reconstruct import RECORDINGS, distinct, found, tell_left_out, why
 
 NEEDS = Classifies
 Judge = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # of `judge_of`

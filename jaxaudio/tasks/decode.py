@@ -7,9 +7,10 @@ from typing import Annotated
 import tyro
 
 from jaxaudio.core import Encodes
+from jaxaudio.data.files import found, one_by_one
 from jaxaudio.runtime.folder import Trained
 from jaxaudio.tasks.encode import identity, load
-from jaxaudio.tasks.reconstruct import Codec, found, one_by_one
+from jaxaudio.tasks.reconstruct import Codec
 
 NEEDS = Encodes
 

@@ -19,8 +19,9 @@ import tyro
 from jaxaudio import zoo
 from jaxaudio.core import Encodes, InputError
 from jaxaudio.data import audio
+from jaxaudio.data.files import RECORDINGS, found, one_by_one, said
 from jaxaudio.runtime.folder import Trained
-from jaxaudio.tasks.reconstruct import RECORDINGS, Codec, components, found, level, one_by_one, said
+from jaxaudio.tasks.reconstruct import Codec, components, level
 
 NEEDS = Encodes
 

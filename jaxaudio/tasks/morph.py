@@ -12,10 +12,11 @@ import tyro
 
 from jaxaudio.core import Encodes, InputError, Morphs
 from jaxaudio.data import audio
+from jaxaudio.data.files import RECORDINGS, found, said
 from jaxaudio.runtime.command import check_seed
 from jaxaudio.runtime.folder import Trained
 from jaxaudio.tasks.generate import labels, write
-from jaxaudio.tasks.reconstruct import RECORDINGS, Codec, found, level, said, steps_within, variations
+from jaxaudio.tasks.reconstruct import Codec, level, steps_within, variations
 
 NEEDS = Morphs | Encodes
 

@@ -1,10 +1,7 @@
 """A recording through the model and back; a model of other sound gives it that timbre."""
 
 import dataclasses
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +11,7 @@ import tyro
 
 from jaxaudio.core import Encodes, InputError, Params
 from jaxaudio.data import audio
+from jaxaudio.data.files import RECORDINGS, found, one_by_one, said, why
 from jaxaudio.runtime.folder import Trained
 from jaxaudio.runtime.sheet import draw
 from jaxaudio.tasks import generate
@@ -23,7 +21,6 @@ NEEDS = Encodes
 PART_SECONDS = 20.0  # of a recording that are processed at once
 MOST_STEPS = 1000  # of a path through the latent space
 FADE = 1  # latent frames over which one part passes into the next
-RECORDINGS = audio.SUFFIXES | audio.UNREADABLE  # those that can't be read are named
 SHOWN, SHOWN_SECONDS = 4, 10.0  # recordings on a sheet, and how much of each
 
 
@@ -241,86 +238,7 @@ def variations(codec: Codec, path: Sequence[tuple[str, np.ndarray, float]], leng
     page(out / "sheet.png", shown)
 
 
-def said(sound: audio.Recording) -> str:
-    """How long a recording is, and what was done to it to fit the model."""
-    words = [f"{sound.frames / sound.sample_rate:.2f} s"]
-    if sound.file_rate != sound.sample_rate:
-        words.append(f"resampled from {sound.file_rate} to {sound.sample_rate} Hz")
-    if sound.file_channels > sound.channels:
-        words.append("mono by the mean of its two channels")
-    elif sound.file_channels < sound.channels:
-        words.append(f"its one channel repeated to {sound.channels}")
-    if sound.scale > 1:
-        words.append(f"scaled down from a peak of {sound.scale:.3g}")
-    return ", ".join(words)
-
-
 def steps_within(steps: int) -> None:
     """Raises InputError where a path can't have so many steps."""
     if not 2 <= steps <= MOST_STEPS:
         raise InputError(f"steps is {steps}: a path has 2 to {MOST_STEPS} steps")
-
-
-def found(files: Iterable[Path], suffixes: Set[str], what: str) -> list[Path]:
-    """The files, and all in the folders that end so, sorted. What can't be looked into is told of when it is read."""
-
-    def within(folder: Path) -> list[Path]:
-        try:
-            return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-        except OSError:
-            return [folder]
-
-    paths = list(chain.from_iterable(within(path) if os.path.isdir(path) else [path] for path in files))
-    if not paths:
-        raise InputError(f"no {what} given: name files, or a folder that holds some")
-    return paths
-
-
-def distinct(paths: Iterable[Path]) -> list[Path]:
-    """Each path once, at its first place."""
-    return list({os.path.abspath(path): path for path in paths}.values())
-
-
-def why(path: Path, reason: audio.Unusable) -> str:
-    """The reason, or the remedy where a file is of a format that is known and not read."""
-    if os.path.isfile(path) and path.suffix.lower() in audio.UNREADABLE:
-        return f"this format is not read: convert it, as ffmpeg -i x{path.suffix} x.wav"
-    return str(reason)
-
-
-def targets(paths: Sequence[Path], out: Path, suffix: str) -> list[Path]:
-    """A file in `out` for each, NAME + suffix or, where that is one of `paths` or taken by another, NAME-2 + suffix."""
-    taken, chosen = {os.path.realpath(path) for path in paths}, []
-    for path in paths:
-        target, n = out / f"{path.stem}{suffix}", 1
-        while os.path.realpath(target) in taken:
-            n += 1
-            target = out / f"{path.stem}-{n}{suffix}"
-        taken.add(os.path.realpath(target))
-        chosen.append(target)
-    return chosen
-
-
-def one_by_one(paths: Sequence[Path], out: Path, suffix: str, act: Callable[[Path, Path], str]) -> None:
-    """`act` on every file, once, and its target, with a printed row each; a file that can't be used is named and left
-    out. Raises InputError where none can be used."""
-    paths = distinct(paths)
-    width, problem, used = min(48, max(len(audio.shown(path)) for path in paths)), None, 0
-    for path, target in zip(paths, targets(paths, out, suffix), strict=True):
-        name = audio.shown(path)
-        try:
-            words = act(path, target)
-            used += 1
-        except audio.Unusable as reason:
-            words = f"left out: {reason}"
-            problem = problem or f"{name}: {reason}"
-        print(f"{name[-width:]:{width}}  {words}", flush=True)
-    if not used:
-        raise InputError(f"none of {len(paths)} files can be used; the first: {problem}")
-    tell_left_out(len(paths) - used, len(paths))
-
-
-def tell_left_out(left_out: int, of: int) -> None:
-    """On standard error, where rows that go to a file do not hide it."""
-    if left_out:
-        print(f"{left_out} of {of} files were left out", file=sys.stderr)

@@ -68,6 +68,7 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> None:
 
 
 def say(words: str) -> None:
+    """A line on standard error."""
     print(f"stream: {words}", file=sys.stderr, flush=True)
 
 

@@ -135,7 +135,7 @@ class RAVE(Generates, Streams):
                 raise InputError(f"{name} is {getattr(self, name)}: it is at least {value}")
         if not self.ratios or min(self.ratios) < 2 or math.prod(self.ratios) % 2:
             raise InputError(f"ratios is {self.ratios}: name one or more, 2 at least, an even one among them")
-        if self.segment < 1 or self.segment % self.hop or self.segment % 2 ** (SCALES - 1):
+        if self.segment < 1 or self.segment % self.hop:  # a hop is a multiple of 4, so SCALES fit
             raise InputError(f"segment is {self.segment}: it is a whole number of hops of {self.hop} samples")
         most = self.segment // self.bands
         if not self.scales or min(self.scales) < 4 or max(self.scales) > most:
@@ -297,8 +297,8 @@ class RAVE(Generates, Streams):
 
     def distances(self, wave, sound, bands, made) -> Metrics:
         """The spectral distance of the full band, and of the bands."""
-        full = jnp.mean(spectral_distance(self.late(wave), sound, self.scales, self.floor))
-        return {"full_band": full, "multi_band": jnp.mean(spectral_distance(bands, made, self.scales, self.floor))}
+        full = jnp.mean(multi_scale_distance(self.late(wave), sound, self.scales, self.floor))
+        return {"full_band": full, "multi_band": jnp.mean(multi_scale_distance(bands, made, self.scales, self.floor))}
 
     def feature_distance(self, real, fake) -> Float[Array, "batch"]:
         """L1 of the critics' features, the mean over a critic's maps, summed over critics."""
@@ -343,8 +343,8 @@ class RAVE(Generates, Streams):
         bands, given = Autoencoder(self).apply(variables, batch.wave, Shard(), False, method="encode")
         noise = self.audible(state.step, self.noise(Shard().keys(key, len(batch.wave)), given.mean.shape[1]))
         made = Autoencoder(self).apply(variables, given.mean, noise, method="decode")
-        full = spectral_distance(self.late(batch.wave), self.whole(made), self.scales, self.floor)
-        multi = spectral_distance(bands, made, self.scales, self.floor)
+        full = multi_scale_distance(self.late(batch.wave), self.whole(made), self.scales, self.floor)
+        multi = multi_scale_distance(bands, made, self.scales, self.floor)
         nats = jnp.mean(jnp.sum(divergence(given), -1), 1)
         return {"distance": full + multi, "full_band": full, "multi_band": multi, "nats_per_frame": nats}
 
@@ -490,7 +490,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, bands: Bands, shard: Shard, train: bool) -> Array:
         model = self.model
-        conv = partial(TimeConv, causal=model.causal, use_bias=False, dtype=model.dtype)
+        conv = layer(TimeConv, model, weight_norm=False)
         norm = partial(nn.BatchNorm, not train, momentum=0.9, axis_name=shard.axis, dtype=model.dtype)
         x = conv(model.capacity, 7, name="first")(bands)
         for i, ratio in enumerate(model.ratios):
@@ -508,7 +508,7 @@ class EncoderV2(nn.Module):
     def __call__(self, bands: Bands, shard: Shard, train: bool) -> Array:
         del shard, train
         model = self.model
-        conv = partial(TimeConv, causal=model.causal, use_bias=False, weight_norm=True, dtype=model.dtype)
+        conv = layer(TimeConv, model)
         x = conv(model.capacity, 7, name="first")(bands)
         for i, ratio in enumerate(model.ratios):
             x = units(conv, x, dilations(ratio), 1, f"units_{i}")
@@ -527,8 +527,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, latent: Latent, noise) -> Bands:
         model = self.model
-        conv = partial(TimeConv, causal=model.causal, use_bias=False, weight_norm=True, dtype=model.dtype)
-        up = partial(TimeConvTranspose, causal=model.causal, use_bias=False, weight_norm=True, dtype=model.dtype)
+        conv, up = layer(TimeConv, model), layer(TimeConvTranspose, model)
         width = model.capacity * 2 ** len(model.ratios)
         x = conv(width, 7, name="first")(latent)
         for i, ratio in enumerate(model.ratios):
@@ -548,8 +547,7 @@ class DecoderV2(nn.Module):
     @nn.compact
     def __call__(self, latent: Latent, noise) -> Bands:
         model = self.model
-        conv = partial(TimeConv, causal=model.causal, use_bias=False, weight_norm=True, dtype=model.dtype)
-        up = partial(TimeConvTranspose, causal=model.causal, use_bias=False, weight_norm=True, dtype=model.dtype)
+        conv, up = layer(TimeConv, model), layer(TimeConvTranspose, model)
         width = model.capacity * 2 ** len(model.ratios)
         x = conv(width, 3, name="first")(latent)
         for i, ratio in enumerate(reversed(model.ratios)):
@@ -592,6 +590,11 @@ class Critic(nn.Module):
             x = leaky(x)
         score = TimeConv(1, 1, weight_norm=True, name=f"{name}_score")(x)
         return [x.astype(jnp.float32) for x in features], score
+
+
+def layer(kind, model: RAVE, weight_norm: bool = True):
+    """A kind of layer as the autoencoder has it: without a bias."""
+    return partial(kind, causal=model.causal, use_bias=False, weight_norm=weight_norm, dtype=model.dtype)
 
 
 def units(conv, x, spread: tuple[int, ...], second: int, name: str):
@@ -643,7 +646,7 @@ def dilations(ratio: int) -> tuple[int, ...]:
     return (1, 3, 9) if ratio > 2 else (1, 3)
 
 
-def spectral_distance(a: Wave, b: Wave, sizes: tuple[int, ...], floor: float) -> Float[Array, "batch"]:
+def multi_scale_distance(a: Wave, b: Wave, sizes: tuple[int, ...], floor: float) -> Float[Array, "batch"]:
     """Over windows of several sizes, hop a quarter: |A - B|^2 / |A|^2 plus mean |log A - log B|; A, B the magnitudes.
 
     Magnitudes are by the root of the window's energy, so that those of white noise do not depend on the size.

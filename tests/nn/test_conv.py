@@ -210,6 +210,7 @@ def test_the_table_of_forms_is_what_the_layers_go_by(monkeypatch):
         assert shape.kind == kind
         monkeypatch.setattr(C, "FORMS", {})
         y = C.forward(shape, x[..., :channels], kernel)
+        assert shape.frames == y.shape[1:-1]
         for name, apply in maps.items():
             arguments = (x[..., :channels], y, kernel)
             monkeypatch.setattr(C, "FORMS", {"cpu": {kind: {other: "phase" for other in maps if other != name}}})
@@ -220,11 +221,14 @@ def test_the_table_of_forms_is_what_the_layers_go_by(monkeypatch):
 
 
 def test_few_frames_are_computed_by_matrix_products_and_many_are_not():
-    shape = C.Geometry((8,), 64, (8,), (4,), ((2, 2),), (1,), 1)
+    shape = C.Geometry((16,), 64, (8,), (4,), ((2, 2),), (1,), 1)
+    dilated = shape._replace(dilation=(2,))
+    assert (shape.frames, dilated.frames) == ((4,), (2,))
     for name, few in C.FEW.items():
-        assert shape.form(name, few) == "matmul"
-        assert shape.form(name, few + 1) != "matmul"
-    for other in ({"groups": 2}, {"taps": (3, 3), "stride": (1, 1)}):
-        assert shape._replace(**other).form("forward", 1) != "matmul"
-    assert shape._replace(stride=(1,)).form("backward", 1) != "matmul"
-    assert shape._replace(dilation=(2,)).form("backward", 1) != "matmul"
+        assert shape.form(name, few // 4) == "matmul"
+        assert shape.form(name, few // 4 + 1) != "matmul"
+    image = C.Geometry((4, 4), 64, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
+    for other in (shape._replace(groups=2), image):
+        assert other.form("forward", 1) != "matmul"
+    for other in (shape._replace(stride=(1,)), dilated):
+        assert other.form("backward", 1) != "matmul"

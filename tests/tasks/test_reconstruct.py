@@ -120,18 +120,6 @@ def test_fidelity_keeps_as_few_leading_components_as_hold_that_share(tmp_path, c
             made(trained, [tmp_path / "a.wav"], tmp_path / "out", fidelity=wrong)
 
 
-def test_files_of_one_name_are_kept_apart_and_recordings_are_never_overwritten(tmp_path):
-    for i, name in enumerate(("a/x.wav", "b/x.wav", "b/x-2.flac", "x.wav")):
-        audio.write(tmp_path / name, sound(100, seed=i), 1000)
-    before = (tmp_path / "x.wav").read_bytes()
-    files = [tmp_path / name for name in ("a", "b", "x.wav")]
-    made(toy(tmp_path), files, tmp_path)
-    assert (tmp_path / "x.wav").read_bytes() == before
-    results = [audio.read(tmp_path / f"{name}.wav", 1000, 1) for name in ("x-2", "x-2-2", "x-3", "x-4")]
-    for result, seed in zip(results, (0, 2, 1, 3), strict=True):
-        np.testing.assert_array_equal(result, sound(100, seed=seed))
-
-
 def test_any_recording_fits_what_was_done_is_said_and_what_can_not_be_read_is_left_out(coder, tmp_path, capsys):
     soundfile.write(tmp_path / "in-48k.wav", sound(9000, 2), 48000)
     soundfile.write(tmp_path / "loud.wav", 3 * sound(3000, level=0.3), 16000, subtype="FLOAT")
@@ -179,27 +167,9 @@ def test_a_trained_codec_gives_in_parts_what_it_gives_at_once(coder, tmp_path, m
     np.testing.assert_allclose(parts, whole, atol=1e-5)
 
 
-def test_links_in_circles_long_names_and_unread_formats_are_rows_and_a_file_is_read_once(tmp_path, capsys):
-    audio.write(tmp_path / "in" / "a.wav", sound(400), 1000)
-    (tmp_path / "in" / "round.wav").symlink_to("round.wav")
-    (tmp_path / "in" / "x.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
-    long = tmp_path / ("n" * 300 + ".wav")
-    twice = tmp_path / "in" / ".." / "in" / "a.wav"
-    made(toy(tmp_path), [tmp_path / "in", twice, tmp_path / "in" / "round.wav", long], tmp_path / "out")
-    out, err = capsys.readouterr()
-    rows = {name: row for row in out.splitlines() for name in ("a.wav", "round.wav", "x.m4a", "nnn.wav") if name in row}
-    assert len(out.splitlines()) == 4
-    assert "-> a.wav" in rows["a.wav"]
-    assert "left out: Too many levels of symbolic links" in rows["round.wav"]
-    assert "left out: this format is not read: convert it, as ffmpeg -i x.m4a x.wav" in rows["x.m4a"]
-    assert "left out: File name too long" in rows["nnn.wav"]
-    assert err == "3 of 4 files were left out\n"
-    (tmp_path / "in" / "a.wav").unlink()
-    with pytest.raises(InputError, match="none of 2 files can be used"):
-        made(toy(tmp_path), [tmp_path / "in"], tmp_path / "out")
-
-
-def test_what_is_sound_by_its_content_is_read_whatever_its_name(tmp_path):
+def test_what_is_sound_by_its_content_is_read_whatever_its_name(tmp_path, capsys):
     audio.write(tmp_path / "a.wav", sound(400), 1000)
     (tmp_path / "a.wav").rename(tmp_path / "a.m4a")
-    assert (made(toy(tmp_path), [tmp_path / "a.m4a"], tmp_path / "out") / "a.wav").exists()
+    (tmp_path / "x.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+    assert (made(toy(tmp_path), [tmp_path], tmp_path / "out") / "a.wav").exists()
+    assert "x.m4a  left out: this format is not read: convert it, as ffmpeg -i x.m4a x.wav" in capsys.readouterr().out

@@ -19,7 +19,7 @@ from jaxaudio.vae.rave import (
     Autoencoder,
     _responses,
     mod_sigmoid,
-    spectral_distance,
+    multi_scale_distance,
 )
 from tests.test_models import same_bits, same_moments
 
@@ -200,7 +200,7 @@ def test_a_silent_example_does_not_rule_its_batch():
 def test_the_distance_is_its_definition_and_survives_silence():
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((2, 1024, 2)).astype(np.float32) for _ in range(2))
-    found = spectral_distance(jnp.asarray(a), jnp.asarray(b), (256, 64), 1e-7)
+    found = multi_scale_distance(jnp.asarray(a), jnp.asarray(b), (256, 64), 1e-7)
     for row in range(2):
         total = 0.0
         for pair in _spectra(a[row], b[row]):
@@ -210,11 +210,11 @@ def test_the_distance_is_its_definition_and_survives_silence():
     quiet = 1e-3 * a  # its power is below the floor
     expected = np.sum([np.mean((np.abs(x) - np.abs(y)) ** 2) for x, y in _spectra(quiet[0], b[0])]) / QUIET
     logs = np.sum([np.mean(np.abs(np.log(np.abs(x) + 1) - np.log(np.abs(y) + 1))) for x, y in _spectra(quiet[0], b[0])])
-    floored = spectral_distance(jnp.asarray(quiet), jnp.asarray(b), (256, 64), 1.0)[0]
+    floored = multi_scale_distance(jnp.asarray(quiet), jnp.asarray(b), (256, 64), 1.0)[0]
     assert float(floored) == pytest.approx(expected + logs, rel=1e-4)
     silence = jnp.zeros((1, 1024, 2))
-    assert float(spectral_distance(silence, silence, (256, 64), 1e-7)[0]) == 0
-    slope = jax.grad(lambda y: spectral_distance(silence, y, (256, 64), 1e-7)[0])(jnp.asarray(a[:1]))
+    assert float(multi_scale_distance(silence, silence, (256, 64), 1e-7)[0]) == 0
+    slope = jax.grad(lambda y: multi_scale_distance(silence, y, (256, 64), 1e-7)[0])(jnp.asarray(a[:1]))
     assert np.isfinite(slope).all()
 
 
