@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 Wave = Float[Array, "batch time channels"]  # amplitude in [-1, 1]
 Labels = Int[Array, "batch"]  # class index
 Latent = Float[Array, "batch frames latent"]  # of an autoencoder
+Frames = Float[Array, "batch frames features"]  # of a vocoder
 Params = Mapping[str, Any]  # a pytree of arrays
 Carry = Any  # a pytree of arrays
 Metrics = Mapping[str, Array]
@@ -43,6 +44,12 @@ class State(NamedTuple):
     extra: Mapping[str, Any]  # what no gradient reaches: averages, batch statistics
 
 
+class Own(NamedTuple):
+    """Among metrics: what belongs to each device's own examples, such as a carry; no mean over devices is taken."""
+
+    value: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class Shard:
     """What a step knows of the other devices: `axis` is None where it sees the whole batch (jit), else pmap's axis."""
@@ -50,8 +57,11 @@ class Shard:
     axis: str | None = None
 
     def mean(self, tree: Any) -> Any:
-        """The mean over all devices, leaf by leaf."""
-        return tree if self.axis is None else jax.lax.pmean(tree, self.axis)
+        """The mean over all devices, leaf by leaf, but for what is `Own`."""
+        if self.axis is None:
+            return tree
+        own = lambda x: isinstance(x, Own)
+        return jax.tree.map(lambda x: x if own(x) else jax.lax.pmean(x, self.axis), tree, is_leaf=own)
 
     def keys(self, key: Key[Array, ""], n: int) -> Key[Array, "n"]:
         """One key per example, from its index in the whole batch: every device layout draws the same numbers."""
@@ -127,6 +137,40 @@ class Generates(Model):
         """`n` sounds of `length` samples; sound i depends on (key, i, label[i]) alone. label: [n], if conditional."""
 
 
+class Continues(Generates):
+    """Makes sound frame by frame, each from all that came before."""
+
+    levels: int  # of a sample: it predicts one of so many codes
+    law: Literal["mu_law", "linear"]  # how amplitudes become codes: dsp/companding.py
+
+    @property
+    @abc.abstractmethod
+    def frame(self) -> int:
+        """Samples that come at once, and the fewest that can be gone on from."""
+
+    @abc.abstractmethod
+    def begin(self, params: Params, n: int, label: Labels | None) -> Carry:
+        """What is known before the first of `n` sounds. label: [n], if conditional."""
+
+    @abc.abstractmethod
+    def hear(self, params: Params, wave: Wave, label: Labels | None) -> Carry:
+        """What is known behind these sounds, a whole number of frames each."""
+
+    @abc.abstractmethod
+    def extend(self, params: Params, carry: Carry, key: Key[Array, ""], frames: int) -> tuple[Carry, Wave]:
+        """The next frames. What is random in sample i of row b, counted from where `begin` or `hear` left off, depends
+        on (key, b, i) alone, so that a long sound may be made in parts. The key is the same for all parts."""
+
+    @abc.abstractmethod
+    def bits(self, params: Params, wave: Wave, label: Labels | None) -> Float[Array, "batch"]:
+        """Bits per sample that the model needs for these sounds, a whole number of frames each, from a cold start."""
+
+    def generate(self, params: Params, key: Key[Array, ""], n: int, length: int, label: Labels | None) -> Wave:
+        """From a cold start; any length, all at once."""
+        _, wave = self.extend(params, self.begin(params, n, label), key, -(-length // self.frame))
+        return wave[:, :length]
+
+
 class Morphs(Generates):
     """Generates from a latent vector, so that there is a path between two sounds."""
 
@@ -156,7 +200,7 @@ class Encodes(Model):
     @property
     @abc.abstractmethod
     def reach(self) -> int:
-        """Latent frames to either side of a stretch that bear on its sound: so far long recordings overlap."""
+        """Latent frames before and after a stretch that bear on its sound: the overlap of a long recording's parts."""
 
     @property
     def delay(self) -> int:
@@ -193,6 +237,34 @@ class Streams(Encodes):
 
         The outputs, joined, are decode(encode(everything)).
         """
+
+
+class Vocodes(Model):
+    """Turns sound into frames of features, such as a mel spectrogram, `hop` samples each, and features into sound."""
+
+    @property
+    @abc.abstractmethod
+    def hop(self) -> int:
+        """Samples per frame."""
+
+    @property
+    @abc.abstractmethod
+    def reach(self) -> int:
+        """Frames to either side of a stretch that bear on its sound."""
+
+    @abc.abstractmethod
+    def features(self, wave: Wave) -> Frames:
+        """The frames of a sound of a whole number of hops: frame i is centred on the middle of its `hop` samples."""
+
+    def open(self, params: Params, batch: int) -> Carry:
+        """What `vocode` knows of the past before the first frame: nothing, in most models."""
+        del params, batch
+        return ()
+
+    @abc.abstractmethod
+    def vocode(self, params: Params, carry: Carry, frames: Frames, key: Key[Array, ""]) -> tuple[Carry, Wave]:
+        """The sound of the frames but for the first and the last `reach`, which are what lies around them. What is
+        random in sample i of row b, counted from `open`, depends on (key, b, i) alone."""
 
 
 class Classifies(Model):

@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxaudio.core import InputError, Model
 
-FAMILIES = ("gan", "vae", "cnn")
+FAMILIES = ("gan", "vae", "gru", "cnn")
 
 
 def names() -> dict[str, str]:
