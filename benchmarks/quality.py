@@ -2,6 +2,7 @@
 
 Scores whatever a trained run can do on held-out recordings, with 95 % intervals, and adds a section to its report.html.
     generators    against recordings: distances, memorisation, and what a classifier run hears in the sounds
+    predictors    generators that go on from sound: bits per sample, beside those of simple predictors
     autoencoders  recordings and what comes back of them: distances beside those of noise vocoders, latent rate
     classifiers   accuracy, average precision, accuracy per speaker (or other group), confusion
 Files against files of the same name: python -m benchmarks.pairs.
@@ -20,6 +21,7 @@ import numpy as np
 import tyro
 from scipy.special import log_softmax, softmax
 
+from benchmarks.prediction import of_predictor
 from benchmarks.reconstruction import of_autoencoder
 from benchmarks.recordings import (
     BATCH,
@@ -34,7 +36,7 @@ from benchmarks.recordings import (
     trained_on,
 )
 from benchmarks.scorecard import Card, Row, deliver, origin
-from jaxaudio.core import Classifies, Encodes, Generates, InputError
+from jaxaudio.core import Classifies, Continues, Encodes, Generates, InputError
 from jaxaudio.data.audio import shown
 from jaxaudio.data.clips import Clips
 from jaxaudio.data.pack import Pack, cache_folder
@@ -96,13 +98,16 @@ def main(arguments: list[str]) -> None:
     began = time.perf_counter()
     given = opened(options)
     about = {**origin("benchmarks.quality", arguments), "step": given.run.step}
-    if isinstance(given.run.model, Generates):
-        deliver(of_generator(given), about, options.run / "scores", options.json)
-    if isinstance(given.run.model, Encodes):
-        card = of_autoencoder(given.run, given.pack, options.split, options.n, given.how)
-        deliver(card, about, options.run / "scores", options.json)
-    if isinstance(given.run.model, Classifies):
-        deliver(of_classifier(given), about, options.run / "scores", options.json)
+    compared = (given.run, given.pack, options.split, options.n, given.how)
+    cards = {
+        Continues: lambda: of_predictor(*compared),
+        Generates: lambda: of_generator(given),
+        Encodes: lambda: of_autoencoder(*compared),
+        Classifies: lambda: of_classifier(given),
+    }
+    for capability, card in cards.items():
+        if isinstance(given.run.model, capability):
+            deliver(card(), about, options.run / "scores", options.json)
     print(f"scored in {time.perf_counter() - began:.0f} s -> {shown(report.write(options.run))}")
 
 

@@ -1,0 +1,137 @@
+"""Bits per sample of a model that goes on from sound, beside those of simple predictors: a card of benchmarks.quality.
+
+Scored are stretches of recordings, a whole number of the model's frames: 3 seconds, or the median recording where that
+is shorter; a shorter recording is followed by zeros. Model and predictors get the same samples, rounded to the model's
+levels, and know nothing before the first. The predictors are fitted to the recordings that the run was trained on.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+from benchmarks.recordings import Taken, clips_of, in_batches, in_turn, together, trained_on
+from benchmarks.scorecard import Card, Row
+from jaxaudio.core import InputError
+from jaxaudio.data.audio import shown
+from jaxaudio.data.clips import Clips
+from jaxaudio.data.pack import Pack
+from jaxaudio.metrics import prediction as P
+from jaxaudio.metrics.bootstrap import mean_interval
+from jaxaudio.runtime.folder import Trained
+
+SECONDS = 3.0  # of a stretch at most
+FITTED = 1000  # stretches at most that predictors are fitted to,
+SAMPLES = 2**25  # and samples of these
+BITS = "bits per sample"
+FOLLOWING, ONE = (f"{BITS}, linear predictor, {scale} scale" for scale in ("following", "one"))
+PAIRS = f"{BITS}, table of pairs"
+DIFFERENCE = "model minus following scale"
+
+Scores = Callable[[np.ndarray], np.ndarray]  # codes [rows, time] -> bits per sample of each row
+
+
+def of_predictor(run: Trained, pack: Pack, split: str, n: int, how: Mapping[str, int]) -> Card:
+    """The bits of `n` recordings at most; how: `resamples` and `seed` of the intervals."""
+    stretched = cut_into(run, stretch(run, pack, split))
+    held = together(in_turn(clips_of(stretched, pack, split), n))
+    quantiser, left_out, bits, rows = P.Quantiser(run.model.levels, run.model.law), [], {}, []
+    if unlike := other_classes(run, pack):
+        left_out += [f"{BITS}: {unlike}", f"{DIFFERENCE}: {unlike}"]
+    else:
+        bits[BITS] = model_bits(run, held)
+        note = f"of the model; {quantiser.levels} levels, {quantiser.law.replace('_', '-')}"
+        rows.append(averaged(BITS, bits[BITS], how, "lower", note))
+    try:
+        for name, (bits_of, note) in fitted(stretched, pack, quantiser, left_out).items():
+            bits[name] = by_recording(bits_of, quantiser, held.wave)
+            rows.append(averaged(name, bits[name], how, "", note))
+    except InputError as reason:
+        left_out.append(f"simple predictors: {reason}")
+    if BITS in bits and FOLLOWING in bits:
+        less = bits[BITS] - bits[FOLLOWING]
+        note = f"paired; the model needs fewer in {np.mean(less < 0):.0%} of the recordings"
+        rows.append(averaged(DIFFERENCE, less, how, "lower", note))
+    seconds = held.wave.shape[1] / run.model.sample_rate
+    title = f"{len(held.wave)} recordings ({split}) foretold sample by sample, {seconds:.3g} s of each"
+    return Card("predicted", title, rows, left_out)
+
+
+def stretch(run: Trained, pack: Pack, split: str) -> int:
+    """Samples of a stretch."""
+    lengths = clips_of(cut_into(run, run.model.frame), pack, split).length
+    most = min(SECONDS * run.model.sample_rate, float(np.median(lengths)))
+    return max(1, int(most) // run.model.frame) * run.model.frame
+
+
+def cut_into(run: Trained, length: int) -> Trained:
+    """The run, for recordings in stretches of this length. Its model may refuse to train on these, and is not asked."""
+    model = copy.copy(run.model)
+    object.__setattr__(model, "segment", length)
+    return run._replace(model=model)
+
+
+def other_classes(run: Trained, pack: Pack) -> str:
+    """Why the recordings' labels tell the model nothing; "" where they do, or it wants none."""
+    if not run.model.classes or pack.classes == run.labels:
+        return ""
+    data, own = (", ".join(map(shown, labels[:5])) or "none" for labels in (pack.classes, run.labels))
+    return f"the data's classes are {data}, the run's {own}: score it on data of the same classes"
+
+
+def model_bits(run: Trained, held: Taken) -> np.ndarray:
+    """Bits per sample of each recording."""
+    model = run.model
+
+    @jax.jit
+    def bits(wave, label):
+        return model.bits(run.params, wave, label if model.classes else None)
+
+    most = max(1, model.batch_size * model.segment // held.wave.shape[1])  # what a training step has room for
+    found = in_batches(bits, held.wave, held.label, most=most).astype(np.float64)
+    broken = int(np.sum(~np.isfinite(found)))
+    if broken:
+        raise InputError(
+            f"{shown(run.folder)} needs bits for {broken} of {len(found)} recordings that are not finite: name an "
+            "earlier --checkpoint, or train it anew"
+        )
+    return found
+
+
+def fitted(run: Trained, pack: Pack, quantiser: P.Quantiser, left_out: list[str]) -> dict[str, tuple[Scores, str]]:
+    """The simple predictors by name, with notes on them, fitted to stretches as long as the run's segment."""
+    known = Clips(trained_on(run, pack), run.model, 0, "train")
+    count = max(1, min(FITTED, SAMPLES // run.model.segment))
+    codes = rows_of(quantiser, together(in_turn(known, count)).wave)
+    taps, predictors = P.fit_taps(codes, quantiser), {}
+    for name, follows in ((FOLLOWING, True), (ONE, False)):
+        linear = P.fit_scale(codes, quantiser, taps, follows)
+        scale = f"{linear.floor:.2g}"
+        if follows:
+            memory = 1 / (1 - linear.decay)
+            scale += f" + {linear.multiplier:.2g} times the mean residual of about {memory:.2g} samples"
+        note = f"{len(taps)} taps; Laplace of scale {scale}, {linear.uniform:.2g} uniform"
+        predictors[name] = (lambda codes, linear=linear: P.linear_bits(codes, quantiser, linear), note)
+    try:
+        table = P.fit_bigram(codes, quantiser)
+        note = "how often a code came after another"
+        predictors[PAIRS] = (lambda codes: P.bigram_bits(codes, quantiser, table), note)
+    except InputError as reason:
+        left_out.append(f"{PAIRS}: {reason}")
+    return predictors
+
+
+def by_recording(bits_of: Scores, quantiser: P.Quantiser, wave: np.ndarray) -> np.ndarray:
+    """Of each recording [n, time, channels]: the mean over its channels, each foretold from its own past."""
+    return bits_of(rows_of(quantiser, wave)).reshape(len(wave), -1).mean(1)
+
+
+def rows_of(quantiser: P.Quantiser, wave: np.ndarray) -> np.ndarray:
+    """The codes [recordings * channels, time]."""
+    return quantiser.encode(np.moveaxis(wave, 2, 1).reshape(-1, wave.shape[1]))
+
+
+def averaged(name: str, bits: np.ndarray, how: Mapping[str, int], better: str, note: str) -> Row:
+    """The row of a mean over recordings."""
+    return Row(name, bits.mean(), *mean_interval(bits, **how), len(bits), "bits", better, note)
