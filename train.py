@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 
 from jaxaudio import zoo
-from jaxaudio.core import Batch, Encodes, Generates, InputError, Model, State
+from jaxaudio.core import Batch, Encodes, Generates, InputError, Model, State, Vocodes
 from jaxaudio.data import audio, synth
 from jaxaudio.data.clips import Clips, Plan, fetcher
 from jaxaudio.data.pack import Folder, Pack, cache_folder, open_pack
@@ -162,11 +162,15 @@ class Examination:
     def showcase(self) -> generate.Showcase | reconstruct.Showcase | None:
         """What writes sounds to listen to: held-out recordings through the model and back, or sounds from nothing."""
         self.real, self.titles = None, []
-        for plan, count in self.held_out.survey(self.run.samples):
-            self.real = Batch(*(field[:count] for field in self.held_out.gather(plan)))
+        held_out = self.held_out
+        if isinstance(self.model, Vocodes):  # training wants less than can be listened to
+            longer = reconstruct.audible(self.model, int(held_out.length.max(initial=0)))
+            held_out = Clips(held_out.pack, longer, self.run.seed, "valid")
+        for plan, count in held_out.survey(self.run.samples):
+            self.real = Batch(*(field[:count] for field in held_out.gather(plan)))
             self.titles = generate.captions(self.labels, self.real.label if self.labels else None, count)
             break
-        if isinstance(self.model, Encodes) and self.real:
+        if isinstance(self.model, Encodes | Vocodes) and self.real:
             return reconstruct.Showcase(self.model, self.real.wave, self.titles)
         return (
             generate.Showcase(self.model, self.labels, self.run.samples) if isinstance(self.model, Generates) else None

@@ -89,3 +89,15 @@ def coder(learn):
 def picture(learn):
     """An autoencoder of spectrograms that has hardly begun."""
     return learn("picture", "specvae:tiny", 2)
+
+
+@pytest.fixture(scope="session")
+def singer(learn):
+    """A model that goes on from what it heard and has hardly begun."""
+    return learn("singer", "samplernn:tiny", 2, "--samples", 2)
+
+
+@pytest.fixture(scope="session")
+def vocoder(learn):
+    """A model that makes sound of mels and has hardly begun."""
+    return learn("vocoder", "wavernn:tiny", 2, "--samples", 2)

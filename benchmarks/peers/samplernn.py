@@ -94,7 +94,8 @@ def load(network: SampleRNN, params: Mapping) -> None:
 def network_of(model) -> SampleRNN:
     """The network. Raises ValueError for what this peer does not have."""
     if model.cell != "gru" or model.weight_norm or model.softmaxes != 1 or model.conditional or model.independent:
-        raise ValueError("the PyTorch SampleRNN has nn.GRU alone: --model.cell gru --model.no-weight-norm, no label")
+        words = "--model.no-weight-norm --model.no-conditional --model.no-independent"
+        raise ValueError(f"PyTorch's SampleRNN wants --model.cell gru {words} and levels below 65536")
     if model.dtype != "float32":
         raise ValueError("the PyTorch SampleRNN has float32 alone")
     return SampleRNN(model)
@@ -127,24 +128,25 @@ def trainer(model, compiled: bool) -> Callable[[], object]:
     return step
 
 
-@torch.no_grad()
-def sampler(model, params: Mapping, rows: int) -> Callable[[int], Tensor]:
-    """Draws so many samples for each of `rows` streams, one by one: codes [rows, samples]."""
+def sampler(model, streams: int, frames: int) -> Callable[[], Tensor]:
+    """Draws so many frames of so many streams, codes [streams, samples]: call it, and it is done. Raises ValueError for
+    what this peer does not have."""
     network = network_of(model)
-    load(network, params)
+    return lambda: sample(network, streams, frames * model.frame)
 
-    @torch.no_grad()
-    def draw(count: int) -> Tensor:
-        states, above = [None] * len(model.frames), [None] * len(model.frames)
-        codes = torch.full((rows, model.frame + count), model.levels // 2)
-        for t in range(model.frame, model.frame + count):
-            for i, (tier, frame) in enumerate(zip(network.tiers, model.frames, strict=True)):
-                if t % frame == 0:
-                    seen = 2 * (codes[:, t - frame : t].float() * (2 / (model.levels - 1)) - 1)
-                    slower = above[i - 1][:, (t % model.frames[i - 1]) // frame].unsqueeze(1) if i else None
-                    above[i], states[i] = tier(seen.unsqueeze(1), slower, states[i])
-            logits = network.sample(codes[:, t - model.frames[-1] : t], above[-1][:, t % model.frames[-1]])
-            codes[:, t] = torch.distributions.Categorical(logits=logits).sample()
-        return codes[:, model.frame :]
 
-    return draw
+@torch.inference_mode()
+def sample(network: SampleRNN, streams: int, length: int) -> Tensor:
+    """Codes [streams, samples] from a cold start, one sample of each stream after the other."""
+    model = network.model
+    states, above = [None] * len(model.frames), [None] * len(model.frames)
+    codes = torch.full((streams, model.frame + length), model.levels // 2)
+    for t in range(model.frame, model.frame + length):
+        for i, (tier, frame) in enumerate(zip(network.tiers, model.frames, strict=True)):
+            if t % frame == 0:
+                seen = 2 * (codes[:, t - frame : t].float() * (2 / (model.levels - 1)) - 1)
+                slower = above[i - 1][:, (t % model.frames[i - 1]) // frame].unsqueeze(1) if i else None
+                above[i], states[i] = tier(seen.unsqueeze(1), slower, states[i])
+        logits = network.sample(codes[:, t - model.frames[-1] : t], above[-1][:, t % model.frames[-1]])
+        codes[:, t] = torch.multinomial(logits.softmax(-1), 1)[:, 0]  # a Categorical takes twice as long
+    return codes[:, model.frame :]

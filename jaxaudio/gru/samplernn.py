@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from jaxaudio.autoregressive import Autoregressive, pick, uniforms
+from jaxaudio.autoregressive import HALF, Autoregressive, coarse_fine, log_likelihood, pick, uniforms
 from jaxaudio.core import (
     Carry,
     Continues,
@@ -42,11 +42,11 @@ from jaxaudio.core import (
     unless_skipped,
 )
 from jaxaudio.dsp.companding import linear_decode, linear_encode, mu_law_decode, mu_law_encode
-from jaxaudio.nn.recurrent import Cell, Dense, Linear, Recurrent, Weights, advance, output, sequence
+from jaxaudio.nn.recurrent import Cell, Dense, Linear, Recurrent, Weights, advance, output, sequence, sliced
 
 Symbols = Int[Array, "batch samples softmaxes"]  # codes, 16-bit ones in halves
+Tables = tuple[Float[Array, "symbols units"], ...]  # a row for each code, of each softmax
 Window = Int[Array, "batch window softmaxes"]  # the same, a frame and what follows
-HALF = 256  # levels of each of the two softmaxes that make 16 bits
 he = nn.initializers.he_uniform()
 
 
@@ -84,9 +84,9 @@ class SampleRNN(Autoregressive, Continues):
             "paper": {"independent": True},
             "two_tier": {"frames": (16,), "layers": 3, "sequence": 1024},
             "digits": {
-                **{"segment": 4096, "sequence": 1024, "batch_size": 32, "gain": "peak", "law": "mu_law"},
-                **{"frames": (8, 2), "cell": "gru", "width": 256, "embedding": 64, "weight_norm": False},
-                **{"learning_rate": 2e-3, "decay_steps": 400, "decay": 0.99},
+                **{"segment": 4096, "batch_size": 32, "law": "mu_law", "frames": (16, 4), "cell": "gru"},
+                **{"width": 256, "embedding": 64, "weight_norm": False},
+                **{"learning_rate": 2e-3, "decay_steps": 600, "decay": 0.99},
             },
             "tiny": {
                 **{"segment": 64, "sequence": 32, "batch_size": 8, "law": "mu_law", "levels": 32, "frames": (8, 2)},
@@ -239,7 +239,7 @@ class SampleRNN(Autoregressive, Continues):
     def encode(self, wave: Wave) -> Symbols:
         """[batch, time, softmaxes]: codes, the 16-bit ones in halves. What is not finite becomes code -1."""
         code = {"mu_law": mu_law_encode, "linear": linear_encode}[self.law](wave[..., 0], self.levels)
-        halves = jnp.stack([code // HALF, code % HALF], -1) if self.softmaxes == 2 else code[..., None]
+        halves = jnp.stack(coarse_fine(code), -1) if self.softmaxes == 2 else code[..., None]
         return jnp.where(jnp.isfinite(wave), halves, -1)
 
     def decode(self, symbols: Symbols) -> Wave:
@@ -292,14 +292,17 @@ class SampleRNN(Autoregressive, Continues):
     def hear(self, params, wave, label) -> Carry:
         """The states of the recurrences, the codes of the last frame, how many samples were drawn, the labels."""
         weights, codes = self.ready(params), self.starting(wave)
-        states = self.first(weights, wave.shape[0])
-        if wave.shape[1]:
-            _, states, _ = self.predicted(weights, codes, states, label)
+        states, count = self.first(weights, wave.shape[0]), wave.shape[1] // self.sequence
+        if count:
+            go = lambda states, part: (self.predicted(weights, self.part(codes, part), states, label)[1], ())
+            states, _ = jax.lax.scan(go, states, jnp.arange(count))
+        if rest := codes[:, count * self.sequence :].shape[1] - self.frame:
+            _, states, _ = self.predicted(weights, codes[:, -rest - self.frame :], states, label)
         return {"states": states, "codes": codes[:, -self.frame :], "drawn": jnp.zeros((), jnp.int32), "label": label}
 
     def extend(self, params, carry, key, frames) -> tuple[Carry, Wave]:
         """One scan over the frames of the slowest tier, with those of the faster ones inside."""
-        weights, label = self.ready(params), carry["label"]
+        weights, label = sliced(self.ready(params)), carry["label"]
         rows = carry["codes"].shape[0]
         numbers = uniforms(key, carry["drawn"], frames * self.frame, rows, self.softmaxes)
         go = lambda held, numbers: self.tier_step(weights, 0, held, numbers, None, label)
@@ -390,7 +393,7 @@ class Tier(NamedTuple):
 class Fine(NamedTuple):
     """What the second softmax of a sample has of its own."""
 
-    table: Float[Array, "symbols units"]  # of the first one's code
+    tables: Tables  # of the first one's code
     third: Linear
     out: Linear
 
@@ -399,7 +402,7 @@ class Ready(NamedTuple):
     """All weights of the network."""
 
     tiers: tuple[Tier, ...]
-    tables: Float[Array, "near softmaxes symbols units"]
+    tables: tuple[Tables, ...]  # of each of the nearest samples
     second: Linear
     third: Linear
     out: Linear
@@ -415,7 +418,7 @@ class Ready(NamedTuple):
         """Of the first softmax and, where there is one and the first one's code is known, of the second."""
         found = [self.out(nn.relu(self.third(hidden)))]
         if self.fine and code.shape[-1]:
-            found.append(self.fine.out(nn.relu(self.fine.third(hidden) + looked_up(self.fine.table, code[..., :1]))))
+            found.append(self.fine.out(nn.relu(self.fine.third(hidden) + looked_up(self.fine.tables, code[..., :1]))))
         return found
 
 
@@ -434,12 +437,13 @@ class Network(nn.Module):
         )
         ahead = dense(near * model.softmaxes * model.embedding, width, False, kernel_init=he, name="first")().kernel
         ahead = ahead.reshape(near, model.softmaxes, model.embedding, width)
-        tables = jnp.einsum("sce,nsew->nscw", embedding.astype(model.dtype), ahead)
+        embedding = embedding.astype(model.dtype)
+        tables = tuple(tuple(e @ kernel for e, kernel in zip(embedding, each, strict=True)) for each in ahead)
         fine = None
         if model.softmaxes == 2:
             table = self.param("coarse", nn.initializers.normal(1 / math.sqrt(width)), (1, model.symbols, width))
             fine = Fine(
-                table.astype(model.dtype),
+                tuple(table.astype(model.dtype)),
                 dense(width, width, kernel_init=he, name="third_fine")(),
                 dense(width, model.symbols, name="out_fine")(),
             )
@@ -488,17 +492,12 @@ class Network(nn.Module):
         )
 
 
-def looked_up(
-    table: Float[Array, "softmaxes symbols units"], symbols: Int[Array, "*batch softmaxes"]
-) -> Float[Array, "*batch units"]:
+def looked_up(tables: Tables, symbols: Int[Array, "*batch softmaxes"]) -> Float[Array, "*batch units"]:
     """The sum of the rows of these codes."""
-    return sum(table[i][symbols[..., i]] for i in range(table.shape[0]))
+    return sum(table[symbols[..., i]] for i, table in enumerate(tables))
 
 
 def surprise(logits: Float[Array, "*batch symbols"], code: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Bits; not a number where the code is negative, and nor is their gradient."""
-    logits = logits.astype(jnp.float32)
-    logits = logits - jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
-    right = jnp.take_along_axis(logits, jnp.maximum(code, 0)[..., None], -1)[..., 0]
-    bits = (jnp.log(jnp.sum(jnp.exp(logits), -1)) - right) / math.log(2)
+    bits = -log_likelihood(logits.astype(jnp.float32), code) / math.log(2)
     return bits * jnp.where(code >= 0, 1, jnp.nan)

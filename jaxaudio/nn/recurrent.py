@@ -20,6 +20,11 @@ from jaxaudio.nn.conv import normalised
 Cell = Literal["gru", "gru_before", "lstm", "rnn"]
 Vector = Float[Array, "batch units"]
 
+SLICE, LEAST_SLICED = (
+    384,
+    128 * 256,
+)  # features of a slice, and weights of a kernel that is worth it: benchmarks.sampling
+
 
 class Chain(NamedTuple):
     """A cell: `gates` times its units come from the input; `widths` times its units out of each recurrent product;
@@ -78,6 +83,33 @@ class Linear(NamedTuple):
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch features"]:
         y = x @ self.kernel
         return y if self.bias is None else y + self.bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+class Sliced(NamedTuple):
+    """A linear map in slices of its features, which cores work on side by side."""
+
+    slices: tuple[Linear, ...]
+
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch features"]:
+        return jnp.concatenate([linear(x) for linear in self.slices], -1)
+
+
+def sliced(weights: Any) -> Any:
+    """A tree of weights with its larger linear maps in slices: for sampling, where one product after the other is of a
+    few rows, and XLA's CPU backend gives each of them to one core. As they are on other backends."""
+    if jax.default_backend() != "cpu":
+        return weights
+
+    def cut(linear: Linear) -> Linear | Sliced:
+        features = linear.kernel.shape[1]
+        count = -(-features // SLICE) if linear.kernel.size >= LEAST_SLICED else 1
+        ends = [features * i // count for i in range(1, count)]
+        kernels = jnp.split(linear.kernel, ends, 1)
+        biases = [None] * count if linear.bias is None else jnp.split(linear.bias, ends)
+        return Sliced(tuple(map(Linear, kernels, biases))) if count > 1 else linear
+
+    is_linear = lambda x: isinstance(x, Linear)
+    return jax.tree.map(lambda x: cut(x) if is_linear(x) else x, weights, is_leaf=is_linear)
 
 
 class Dense(nn.Module):

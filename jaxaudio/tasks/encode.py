@@ -1,4 +1,4 @@
-"""The latent frames of recordings, as files that decode reads."""
+"""The latent frames of recordings, as files that decode reads; of a vocoder its features, which vocode reads."""
 
 import contextlib
 import dataclasses
@@ -9,21 +9,24 @@ import struct
 import uuid
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import jax
 import numpy as np
 import tyro
 
 from jaxaudio import zoo
-from jaxaudio.core import Encodes, InputError
+from jaxaudio.core import Encodes, InputError, Vocodes
 from jaxaudio.data import audio
 from jaxaudio.data.files import RECORDINGS, found, one_by_one, said
+from jaxaudio.data.parts import level
 from jaxaudio.runtime.folder import Trained
-from jaxaudio.tasks.reconstruct import Codec, components, level
+from jaxaudio.tasks.reconstruct import Codec, components, refuse_fidelity
+from jaxaudio.tasks.vocode import Vocoder
 
-NEEDS = Encodes
+NEEDS = Encodes | Vocodes
 
 MOST_SAMPLES = 1 << 48
 DAMAGED = (ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, RuntimeError, zlib.error)
@@ -51,7 +54,12 @@ class Encoded(NamedTuple):
 
 
 def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
-    """Writes NAME.npz per recording."""
+    """Writes NAME.npz per recording; of a vocoder NAME.npy, float32 [frames, features]."""
+    paths = found(options.files, RECORDINGS, "recording")
+    if isinstance(trained.model, Vocodes):
+        refuse_fidelity(trained, options.fidelity)
+        one_by_one(paths, out, ".npy", featured(Vocoder(trained.model, trained.params, seed)))
+        return out
     codec, about = Codec(trained.model, trained.params, seed), identity(trained)
     kept = components(trained, options.fidelity)
 
@@ -61,8 +69,20 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
         save(target, Encoded(latent, sound.frames, sound.sample_rate, level(codec.model, sound), **about))
         return f"{said(sound)}, {latent.shape[0]} frames of {latent.shape[1]} -> {target.name}"
 
-    one_by_one(found(options.files, RECORDINGS, "recording"), out, ".npz", encode)
+    one_by_one(paths, out, ".npz", encode)
     return out
+
+
+def featured(vocoder: Vocoder) -> Callable[[Path, Path], str]:
+    """What writes the features of a recording."""
+
+    def encode(path: Path, target: Path) -> str:
+        sound = vocoder.survey(path)
+        frames = np.concatenate(list(vocoder.features(vocoder.blocks(sound), sound.frames)))
+        whole(target, lambda file: np.save(file, frames))
+        return f"{said(sound)}, {frames.shape[0]} frames of {frames.shape[1]} -> {target.name}"
+
+    return encode
 
 
 def identity(trained: Trained) -> dict[str, Any]:
@@ -77,12 +97,17 @@ def identity(trained: Trained) -> dict[str, Any]:
 
 
 def save(path: Path, encoded: Encoded) -> None:
+    """Raises InputError."""
+    whole(path, lambda file: np.savez(file, **encoded._asdict()))
+
+
+def whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """The file appears whole or not at all. Raises InputError."""
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
-            np.savez(file, **encoded._asdict())
+            write(file)
         os.replace(temporary, path)
     except OSError as e:
         raise InputError(f"{audio.shown(path)}: cannot be written ({e.strerror}); choose another place") from e

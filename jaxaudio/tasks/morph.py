@@ -13,10 +13,11 @@ import tyro
 from jaxaudio.core import Encodes, InputError, Morphs
 from jaxaudio.data import audio
 from jaxaudio.data.files import RECORDINGS, found, said
+from jaxaudio.data.parts import level
 from jaxaudio.runtime.command import check_seed
 from jaxaudio.runtime.folder import Trained
 from jaxaudio.tasks.generate import labels, write
-from jaxaudio.tasks.reconstruct import Codec, level, steps_within, variations
+from jaxaudio.tasks.reconstruct import Codec, steps_within, variations
 
 NEEDS = Morphs | Encodes
 

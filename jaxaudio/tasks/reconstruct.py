@@ -9,19 +9,22 @@ import jax
 import numpy as np
 import tyro
 
-from jaxaudio.core import Encodes, InputError, Params
+from jaxaudio.core import Encodes, InputError, Params, Vocodes
 from jaxaudio.data import audio
-from jaxaudio.data.files import RECORDINGS, found, one_by_one, said, why
+from jaxaudio.data.files import RECORDINGS, found, one_by_one, said
+from jaxaudio.data.parts import FADE, Head, Recorder, level, page, through
 from jaxaudio.runtime.folder import Trained
-from jaxaudio.runtime.sheet import draw
 from jaxaudio.tasks import generate
+from jaxaudio.tasks.vocode import Vocoder
 
-NEEDS = Encodes
+NEEDS = Encodes | Vocodes
+
+Back = Callable[[Iterable[np.ndarray], int, float], Iterator[np.ndarray]]  # blocks, length, how loud -> sound
 
 PART_SECONDS = 20.0  # of a recording that are processed at once
 MOST_STEPS = 1000  # of a path through the latent space
-FADE = 1  # latent frames over which one part passes into the next
-SHOWN, SHOWN_SECONDS = 4, 10.0  # recordings on a sheet, and how much of each
+SHOWN = 4  # recordings on a sheet
+SHOWCASE_SECONDS = 2.0  # of each recording that a vocoder shows while it learns
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,17 +33,21 @@ class Options:
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]  # recordings, or folders of them
     fidelity: float = 1.0  # share of the latent variance that is kept, by as few leading components as hold it
+    temperature: float | None = None  # of models that draw sample by sample; 0: always the most likely one
+    top_p: float | None = None  # of the same: only the most likely levels, which together have this probability
+    fold: float | None = None  # seconds, of vocoders: an approximation, stretches of that are made side by side
 
 
 def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     """Writes NAME.wav per recording, as long as it is and in time with it, and a sheet of the first few."""
-    codec, kept, shown = Codec(trained.model, trained.params, seed), components(trained, options.fidelity), []
+    given, shown = generate.drawing(trained, options.temperature, options.top_p), []
+    machine, back = (vocoding if isinstance(given.model, Vocodes) else coding)(given, options, seed)
 
     def reconstruct(path: Path, target: Path) -> str:
-        sound = codec.survey(path)
-        before, after = Head(codec.model.sample_rate), Head(codec.model.sample_rate)
-        latents = (each[:, :kept] for each in codec.latents(before.seen(codec.blocks(sound)), sound.frames))
-        codec.write(target, after.seen(codec.sound(latents, sound.frames, level(codec.model, sound))), sound.frames)
+        sound = machine.survey(path)
+        before, after = Head(machine.model.sample_rate), Head(machine.model.sample_rate)
+        made = back(before.seen(machine.blocks(sound)), sound.frames, level(machine.model, sound))
+        machine.write(target, after.seen(made), sound.frames)
         if len(shown) < 2 * SHOWN:
             shown.extend([(f"{path.stem}, original", before), (f"{path.stem}, {target.name}", after)])
         return f"{said(sound)} -> {target.name}"
@@ -50,21 +57,65 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     return out
 
 
+def coding(trained: Trained, options: Options, seed: int) -> tuple["Codec", Back]:
+    """An autoencoder, and what takes sound through it."""
+    if options.fold is not None:
+        raise InputError(f"fold is {options.fold:g}, but {trained.folder} is no vocoder: leave --fold away")
+    codec, kept = Codec(trained.model, trained.params, seed), components(trained, options.fidelity)
+
+    def back(blocks: Iterable[np.ndarray], length: int, loud: float) -> Iterator[np.ndarray]:
+        return codec.sound((each[:, :kept] for each in codec.latents(blocks, length)), length, loud)
+
+    return codec, back
+
+
+def vocoding(trained: Trained, options: Options, seed: int) -> tuple[Vocoder, Back]:
+    """The same of a vocoder."""
+    refuse_fidelity(trained, options.fidelity)
+    vocoder = Vocoder(trained.model, trained.params, seed, options.fold)
+    return vocoder, lambda blocks, length, loud: vocoder.sound(vocoder.features(blocks, length), length, loud)
+
+
+def refuse_fidelity(trained: Trained, fidelity: float) -> None:
+    """Raises InputError where a vocoder is asked for it."""
+    if fidelity != 1:
+        raise InputError(f"fidelity is {fidelity}, but {trained.folder} has no latent space: leave --fidelity away")
+
+
 class Showcase:
     """The same recordings through a model again and again while it learns."""
 
-    def __init__(self, model: Encodes, wave: np.ndarray, titles: Sequence[str]):
+    def __init__(self, model: Encodes | Vocodes, wave: np.ndarray, titles: Sequence[str]):
         self.model, self.wave, self.titles = model, wave, list(titles)
-        late = -(-model.delay // model.hop) * model.hop
-        self.padded = np.pad(wave, ((0, 0), (0, late), (0, 0)))
-        self.program = jax.jit(lambda params, wave, key: model.decode(params, model.encode(params, wave), key))
+        self.late = 0 if isinstance(model, Vocodes) else model.delay
+        missing = self.late + -(self.late + wave.shape[1]) % model.hop
+        self.padded = np.pad(wave, ((0, 0), (0, missing), (0, 0)))
+        self.back = self.vocoded() if isinstance(model, Vocodes) else self.coded()
+
+    def coded(self) -> Callable[[Params, jax.Array], np.ndarray]:
+        """(params, key) -> what an autoencoder makes of the recordings."""
+        model = self.model
+        program = jax.jit(lambda params, wave, key: model.decode(params, model.encode(params, wave), key))
+        return lambda params, key: np.asarray(program(params, self.padded, key))
+
+    def vocoded(self) -> Callable[[Params, jax.Array], np.ndarray]:
+        """The same of a vocoder."""
+        model, vocoder = self.model, Vocoder(self.model, {}, 0)
+        around = ((0, 0), (model.reach, model.reach), (0, 0))
+        frames = np.pad(np.asarray(vocoder.take(self.padded)), around, "edge")
+        return lambda params, key: vocoder.of(params, key).side_by_side(frames)
 
     def __call__(self, params: Params, key: jax.Array, out: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
         """Writes out/PREFIX-*.wav and their sheet out/PREFIX.png; the sounds [n, time, channels] and the picture."""
-        late, length = self.model.delay, self.wave.shape[1]
-        made = np.nan_to_num(self.program(params, self.padded, key))  # diverging is no reason to stop
-        waves = made[:, late : late + length]
+        made = np.nan_to_num(self.back(params, key))  # diverging is no reason to stop
+        waves = made[:, self.late : self.late + self.wave.shape[1]]
         return waves, generate.write(out, waves, self.model.sample_rate, self.titles, prefix)
+
+
+def audible(model: Vocodes, longest: int) -> Vocodes:
+    """The same with a segment that can be listened to, if the longest recording has so many samples."""
+    wanted = min(round(SHOWCASE_SECONDS * model.sample_rate), longest)
+    return dataclasses.replace(model, segment=max(model.segment, -(-wanted // model.hop) * model.hop))
 
 
 def components(trained: Trained, fidelity: float) -> int | None:
@@ -85,31 +136,15 @@ def leading(spread: np.ndarray, fidelity: float) -> int:
     return min(int(np.searchsorted(held, fidelity * held[-1])) + 1, len(spread))
 
 
-class Codec:
-    """A model and its parameters, for recordings of any length.
-
-    Encoding and decoding go through windows of `most` frames or, for recordings that are shorter, the next power of
-    two: few compilations, bounded memory. Neighbouring windows overlap by the model's reach on either side, where a
-    window is not what the whole would be, and by FADE frames over which the one passes into the other: alike in both
-    where the model is exact. Beyond the end of a recording are zeros, beyond the end of latents their last frame.
-    """
+class Codec(Recorder):
+    """A model that encodes and its parameters, for recordings of any length, in parts: beyond the end of a recording
+    are zeros, beyond the end of latents their last frame."""
 
     def __init__(self, model: Encodes, params: Params, seed: int):
-        self.model, self.params, self.key = model, params, jax.random.key(seed)
+        super().__init__(model)
+        self.params, self.key = params, jax.random.key(seed)
         self.encode, self.decode = jax.jit(model.encode), jax.jit(model.decode)
         self.most = max(-(-round(PART_SECONDS * model.sample_rate) // model.hop), 4 * (2 * model.reach + FADE))
-
-    def survey(self, path: Path) -> audio.Recording:
-        """One pass over the file. Raises `audio.Unusable`."""
-        try:
-            return audio.survey(path, self.model.sample_rate, self.model.channels)
-        except audio.Unusable as reason:
-            raise audio.Unusable(why(path, reason)) from reason
-
-    def blocks(self, sound: audio.Recording) -> Iterator[np.ndarray]:
-        """The recording [some, channels], block by block, as loud as the model wants it."""
-        gain = np.float32(1 / level(self.model, sound))
-        return (block if gain == 1 else block * gain for block in audio.blocks(sound))
 
     def frames(self, length: int) -> int:
         """Latent frames of so many samples: the last ones are for what comes out late."""
@@ -117,110 +152,18 @@ class Codec:
 
     def latents(self, blocks: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
         """The latent frames [some, n] of sound that comes in blocks [some, channels], `length` samples in all."""
-        frames, encode = self.frames(length), lambda start, part: self.encode(self.params, part)
-        return self._through(blocks, frames, self.model.hop, 1, encode, "constant")
+        encode, rows = lambda start, part: self.encode(self.params, part), (self.model.hop, 1)
+        return through(encode, blocks, self.frames(length), rows, self.most, self.model.reach, "constant")
 
     def sound(self, latents: Iterable[np.ndarray], length: int, loud: float) -> Iterator[np.ndarray]:
         """The sound of latent frames [some, n], in time with what was encoded, times `loud`."""
-        decode = lambda start, part: self.decode(self.params, part, self.key, start)
+        decode, rows = lambda start, part: self.decode(self.params, part, self.key, start), (1, self.model.hop)
         late, left = self.model.delay, length
-        for block in self._through(latents, self.frames(length), 1, self.model.hop, decode, "edge"):
+        for block in through(decode, latents, self.frames(length), rows, self.most, self.model.reach, "edge"):
             wave = block[min(late, len(block)) :][:left]
             late, left = max(0, late - len(block)), left - len(wave)
             if len(wave):
                 yield wave * np.float32(loud)
-
-    def write(self, path: Path, blocks: Iterable[np.ndarray], length: int) -> None:
-        with audio.writing(path, self.model.sample_rate, self.model.channels, length) as add:
-            for block in blocks:
-                add(block)
-
-    def _through(
-        self, blocks: Iterable[np.ndarray], frames: int, rows: int, out_rows: int, program: Callable, beyond: str
-    ) -> Iterator[np.ndarray]:
-        """What `program` makes of `frames` frames, which are `rows` rows of `blocks` each and `out_rows` rows of the
-        result: the whole, in pieces. Raises `audio.Unusable` where it is not finite."""
-        size = min(self.most, 1 << (frames - 1).bit_length())
-        step = size - 2 * self.model.reach - FADE
-        results = (
-            (start, _finite(np.asarray(program(start, part[None]))[0]))
-            for start, part in windows(blocks, frames, rows, size, step, beyond)
-        )
-        return joined(results, frames, out_rows, size, self.model.reach)
-
-
-def _finite(result: np.ndarray) -> np.ndarray:
-    if not np.isfinite(result).all():
-        raise audio.Unusable("what the model makes of it is not finite: name an earlier --checkpoint")
-    return result
-
-
-def windows(
-    blocks: Iterable[np.ndarray], frames: int, rows: int, size: int, step: int, beyond: str
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(first frame, `size` frames), every `step` frames; the last one ends where all ends, if that is far enough.
-
-    blocks: [some, ...], a frame being `rows` of their rows. beyond: how numpy pads what is missing at the end.
-    """
-    blocks, held, start = iter(blocks), [], 0
-    while True:
-        missing = min(size, frames - start) * rows - sum(map(len, held))
-        while missing > 0 and (block := next(blocks, None)) is not None:
-            held.append(block)
-            missing -= len(block)
-        held = [np.concatenate(held)]
-        part = held[0][: min(size, frames - start) * rows]
-        yield start, np.pad(part, ((0, size * rows - len(part)), (0, 0)), beyond)
-        if start + size >= frames:
-            return
-        following = min(start + step, frames - size)
-        held, start = [held[0][(following - start) * rows :]], following
-
-
-def joined(
-    results: Iterable[tuple[int, np.ndarray]], frames: int, rows: int, size: int, reach: int
-) -> Iterator[np.ndarray]:
-    """What came of `windows`, joined: of each its inner part, the FADE last frames mixed with those of the next."""
-    share = ((np.arange(FADE * rows, dtype=np.float32) + 0.5) / (FADE * rows)).reshape(-1, 1)
-    tail, done = None, 0
-    for start, result in results:
-        last = start + size >= frames
-        end = frames if last else start + size - reach
-        piece = result[(done - start) * rows : (end - start) * rows]
-        if tail is not None:
-            fading = (1 - share) * tail + share * piece[: len(share)]
-            piece = np.concatenate([fading, piece[len(share) :]])
-        if not last:
-            piece, tail, done = piece[: -len(share)], piece[-len(share) :], end - FADE
-        yield piece
-
-
-def level(model: Encodes, sound: audio.Recording) -> float:
-    """How loud a recording is, where the model wants all of them at a peak of 1; else 1."""
-    return max(sound.peak, 1e-9) if model.gain == "peak" else 1.0
-
-
-class Head:
-    """Keeps the beginning of what passes by, for a sheet."""
-
-    def __init__(self, sample_rate: int):
-        self.sample_rate, self.kept, self.room = sample_rate, [], round(SHOWN_SECONDS * sample_rate)
-
-    def seen(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """The same blocks."""
-        for block in blocks:
-            if self.room:
-                self.kept.append(block[: self.room].copy())
-                self.room -= len(self.kept[-1])
-            yield block
-
-
-def page(path: Path, shown: Sequence[tuple[str, Head]]) -> None:
-    """A sheet of these sounds, the shorter ones followed by silence."""
-    waves = [np.concatenate(head.kept) for _, head in shown]
-    length = max(1024, *map(len, waves))
-    even = np.stack([np.pad(wave, ((0, length - len(wave)), (0, 0))) for wave in waves])
-    draw(even, shown[0][1].sample_rate, [audio.shown(title)[-48:] for title, _ in shown], path)
 
 
 def variations(codec: Codec, path: Sequence[tuple[str, np.ndarray, float]], length: int, out: Path) -> None:

@@ -10,8 +10,9 @@ import tyro
 from jaxaudio.core import Encodes, InputError
 from jaxaudio.data import audio
 from jaxaudio.data.files import said
+from jaxaudio.data.parts import level
 from jaxaudio.runtime.folder import Trained
-from jaxaudio.tasks.reconstruct import Codec, level, steps_within, variations
+from jaxaudio.tasks.reconstruct import Codec, steps_within, variations
 
 NEEDS = Encodes
 

@@ -110,13 +110,17 @@ def test_no_sample_is_predicted_from_itself_or_what_follows():
             assert np.abs(changed[:, t + 1] - before[:, t + 1]).max(-1).min() > 1e-4
 
 
-def test_bits_do_not_depend_on_the_sequences_they_are_summed_in():
+def test_bits_and_what_is_heard_do_not_depend_on_the_sequences_they_come_in():
     model, params = subject()
+    _, hear, _ = programs()
     wave = noise(jax.random.key(4))[:, :56]
     whole = dataclasses.replace(model, sequence=64)
     np.testing.assert_allclose(
         jax.jit(model.bits)(params, wave, LABEL), jax.jit(whole.bits)(params, wave, LABEL), rtol=1e-5
     )
+    pairs = zip(*(jax.tree.leaves(f(params, wave, LABEL)) for f in (hear, jax.jit(whole.hear))), strict=True)
+    for in_parts, at_once in pairs:
+        np.testing.assert_allclose(in_parts, at_once, atol=1e-5)
 
 
 def test_the_probabilities_of_all_values_of_a_sample_sum_to_1():

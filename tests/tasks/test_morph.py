@@ -5,8 +5,8 @@ import pytest
 
 import sample
 from jaxaudio.core import InputError
-from jaxaudio.data import audio
-from jaxaudio.tasks import morph, reconstruct
+from jaxaudio.data import audio, parts
+from jaxaudio.tasks import morph
 from tests.commands import run
 from tests.toy import sound, toy
 
@@ -40,7 +40,7 @@ def test_the_level_goes_along_where_a_model_hears_all_at_one(tmp_path):
 
 def test_a_path_may_come_back_to_where_it_began_and_its_sheet_stays_small(tmp_path, monkeypatch):
     sheets = []
-    monkeypatch.setattr(reconstruct, "draw", lambda sounds, *rest: sheets.append(len(sounds)))
+    monkeypatch.setattr(parts, "draw", lambda sounds, *rest: sheets.append(len(sounds)))
     for name in "ab":
         audio.write(tmp_path / f"{name}.wav", sound(8, seed=ord(name)), 1000)
     files = [tmp_path / f"{name}.wav" for name in "aba"]

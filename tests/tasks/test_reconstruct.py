@@ -8,7 +8,7 @@ import soundfile
 
 import sample
 from jaxaudio.core import InputError
-from jaxaudio.data import audio
+from jaxaudio.data import audio, parts
 from jaxaudio.runtime.folder import trained as trained_run
 from jaxaudio.tasks import reconstruct
 from tests.commands import run
@@ -79,13 +79,13 @@ def test_no_more_of_a_long_recording_is_read_than_a_part_needs(tmp_path, monkeyp
 
 def test_parts_that_differ_pass_into_each_other_without_a_step():
     size, reach, rows, frames = 20, 2, 10, 100
-    starts = range(0, frames - size + 1, size - 2 * reach - reconstruct.FADE)
+    starts = range(0, frames - size + 1, size - 2 * reach - parts.FADE)
     starts = [*starts, frames - size] if starts[-1] != frames - size else starts
     results = ((start, np.full((size * rows, 1), i % 2, np.float32)) for i, start in enumerate(starts))
-    whole = np.concatenate(list(reconstruct.joined(results, frames, rows, size, reach)))
+    whole = np.concatenate(list(parts.joined(results, frames, rows, size, reach)))
     assert len(whole) == frames * rows
     assert {0.0, 1.0} < set(whole[:, 0].tolist())
-    assert np.abs(np.diff(whole[:, 0])).max() <= 1 / (reconstruct.FADE * rows) + 1e-6
+    assert np.abs(np.diff(whole[:, 0])).max() <= 1 / (parts.FADE * rows) + 1e-6
 
 
 @pytest.mark.parametrize("gain", ["none", "peak"])

@@ -1,0 +1,159 @@
+"""The verb generate of models that go on for ever: any length, block by block, many at once."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+
+import sample
+from jaxaudio.core import InputError
+from jaxaudio.runtime.folder import trained
+from jaxaudio.tasks import generate
+from tests.commands import run
+from tests.still import PARAMS, Walk, run_of
+from tests.toy import toy
+
+
+def made(given, out, seed=3, **options):
+    """The sounds in the order of their files."""
+    generate.perform(given, generate.Options(**options), seed, out)
+    return [soundfile.read(path, dtype="float32", always_2d=True)[0] for path in sorted(out.glob("*.wav"))]
+
+
+def at_once(model, n, length, label=None, seed=3, group=0):
+    """In one piece."""
+    carry = model.begin(PARAMS, n, label)
+    key = jax.random.fold_in(jax.random.key(seed), group)
+    return np.asarray(model.extend(PARAMS, carry, key, -(-length // model.frame))[1])[:, :length]
+
+
+@pytest.mark.parametrize("fields", [{}, {"channels": 2}, {"frame": 7}, {"frame": 3000}], ids=str)
+def test_a_long_sound_is_that_of_one_piece_and_a_shorter_one_its_beginning(tmp_path, fields):
+    given = run_of(Walk(**fields), tmp_path)
+    long = made(given, tmp_path / "long", n=2, seconds=3.301)
+    np.testing.assert_allclose(np.stack(long), at_once(given.model, 2, 3301), atol=3e-5)
+    short = made(given, tmp_path / "short", n=2, seconds=0.5)
+    np.testing.assert_array_equal(np.stack(short), np.stack(long)[:, :500])
+    assert (tmp_path / "long" / "sheet.png").stat().st_size > 5000
+    assert len(list((tmp_path / "long").iterdir())) == 3
+
+
+@pytest.mark.parametrize("seconds", [0.008, 0.1, 0.37, 50.0])
+def test_blocks_of_any_size_give_the_same_sound_by_one_program(monkeypatch, seconds):
+    monkeypatch.setattr(generate, "BLOCK_SECONDS", seconds)
+    model = Walk(channels=2)
+    sampler = generate.Sampler(model, PARAMS)
+    key = jax.random.fold_in(jax.random.key(3), 0)
+    blocks = list(sampler.on(sampler.begin(sampler.params, 3, None), key, 999))
+    np.testing.assert_allclose(np.concatenate(blocks, 1), at_once(model, 3, 999), atol=1e-6)
+    assert sampler.extend._cache_size() == 1
+    assert max(block.shape[1] for block in blocks) <= max(8, 1000 * seconds), "memory is that of a block"
+
+
+def test_more_sounds_than_fit_side_by_side_come_in_groups_that_differ(tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "STREAMS", 2)
+    given = run_of(Walk(classes=3), tmp_path, ("a", "b/c", "d"))
+    waves = made(given, tmp_path / "out", n=5, seconds=0.2)
+    label = jnp.arange(5) % 3
+    for group, rows in enumerate((range(2), range(2, 4), range(4, 5))):
+        expected = at_once(given.model, len(rows), 200, label[rows.start : rows.stop], group=group)
+        np.testing.assert_allclose(np.stack(waves[rows.start : rows.stop]), expected, atol=3e-5)
+    names = [path.name for path in sorted((tmp_path / "out").glob("*.wav"))]
+    assert names == ["000-a.wav", "001-b_c.wav", "002-d.wav", "003-a.wav", "004-b_c.wav"]
+    assert len({wave.tobytes() for wave in waves}) == 5
+
+
+def test_temperature_and_top_p_are_those_of_the_model_unless_asked_for(tmp_path):
+    given = run_of(Walk(temperature=0.5), tmp_path)
+    own = np.stack(made(given, tmp_path / "own", n=2, seconds=0.1))
+    other = np.stack(made(given, tmp_path / "other", n=2, seconds=0.1, temperature=1.0))
+    np.testing.assert_allclose(other, 2 * own, atol=6e-5)
+    assert not np.stack(made(given, tmp_path / "still", n=2, seconds=0.1, temperature=0.0)).any()
+    assert generate.drawing(given, None, 0.3).model == dataclasses.replace(given.model, top_p=0.3)
+    for options, words in (
+        ({"temperature": -1.0}, "temperature is -1.0: it is at least 0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 0.0}, "top_p is 0.0: it is a probability"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+    ):
+        with pytest.raises(InputError, match=words):
+            made(given, tmp_path / "out", **options)
+    for name in ("temperature", "top_p"):
+        with pytest.raises(
+            InputError, match=f"{name} is 0.5, but .* sample by sample: leave --{name.replace('_', '-')}"
+        ):
+            generate.drawing(toy(tmp_path), **{"temperature": None, "top_p": None, name: 0.5})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"seconds": 1e6}, "36000 s at most in all"),
+        ({"seconds": 3601.0, "n": 10}, "n is 10 and seconds 3601"),
+        ({"seconds": float("inf")}, "seconds inf"),
+        ({"seconds": 0.0001}, "each of a sample or more"),
+        ({"n": 0}, "n is 0"),
+    ],
+)
+def test_impossible_lengths_and_numbers_are_refused(tmp_path, options, words):
+    with pytest.raises(InputError, match=words):
+        made(run_of(Walk(), tmp_path), tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_left_behind_by_files_that_were_not_finished(tmp_path):
+    def blocks():
+        yield np.zeros((2, 10, 1), np.float32)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate.write_streams([tmp_path / "out" / f"{i}.wav" for i in range(2)], blocks(), 1000, 1, 20)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_while_it_learns_a_model_shows_sounds_that_can_be_listened_to(tmp_path):
+    for segment, length in ((64, 1000), (2500, 2500), (80_000, 4000)):
+        show = generate.Showcase(Walk(segment=segment), (), 2)
+        waves, _ = show(PARAMS, jax.random.key(0), tmp_path / str(segment), "0000001")
+        assert waves.shape == (2, length, 1)
+
+
+def test_a_trained_model_gives_the_same_files_for_the_same_seed_and_any_length(singer, tmp_path):
+    def sounds(name, *words):
+        code, _, _ = run(sample.main, "generate", singer, "--n", 3, *words, "--out", tmp_path / name)
+        assert code == 0
+        return [soundfile.read(path)[0] for path in sorted((tmp_path / name).glob("*.wav"))]
+
+    whole = sounds("a", "--seconds", 1.1, "--seed", 5)
+    assert [len(wave) for wave in whole] == [17600] * 3
+    assert [path.name for path in sorted((tmp_path / "a").glob("*.wav"))] == [
+        f"00{i}-{name}.wav" for i, name in enumerate(trained(singer).labels)
+    ]
+    sounds("again", "--seconds", 1.1, "--seed", 5)
+    for path in (tmp_path / "a").iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+    for short, long in zip(sounds("short", "--seconds", 0.3, "--seed", 5), whole, strict=True):
+        np.testing.assert_array_equal(short, long[:4800])
+    other = sounds("other", "--seconds", 0.3, "--seed", 6)
+    assert not any(np.array_equal(a, b[:4800]) for a, b in zip(other, whole, strict=True))
+    likely = sounds("likely", "--seconds", 0.1, "--label", "hum", "--temperature", 0)
+    np.testing.assert_array_equal(likely[0], likely[1], err_msg="nothing is drawn")
+
+
+def test_a_trained_model_refuses_what_it_can_not_do_in_one_line(singer, maker, tmp_path, capsys):
+    for words, message in (
+        (("generate", singer, "--temperature", "-1"), "temperature is -1.0: it is at least 0"),
+        (("generate", singer, "--top-p", "0"), "top_p is 0.0"),
+        (("generate", singer, "--seconds", "1e9"), "36000 s at most"),
+        (("generate", singer, "--label", "no"), "there is no label 'no'"),
+        (("generate", maker, "--temperature", "0.5"), "does not draw sample by sample: leave --temperature away"),
+        (("reconstruct", singer, tmp_path), "can't reconstruct: it can continue, generate"),
+    ):
+        code, _, err = run(sample.main, *words, "--out", tmp_path / "out", capsys=capsys)
+        assert code == 2, err
+        assert message in err
+        assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
