@@ -4,6 +4,7 @@ Scores whatever a trained run can do on held-out recordings, with 95 % intervals
     generators    against recordings: distances, memorisation, and what a classifier run hears in the sounds
     predictors    generators that go on from sound: bits per sample, beside those of simple predictors
     autoencoders  recordings and what comes back of them: distances beside those of noise vocoders, latent rate
+    vocoders      the same of sound made of the recordings' features, and what models of listeners say of it
     classifiers   accuracy, average precision, accuracy per speaker (or other group), confusion
 Files against files of the same name: python -m benchmarks.pairs.
 """
@@ -22,7 +23,7 @@ import tyro
 from scipy.special import log_softmax, softmax
 
 from benchmarks.prediction import of_predictor
-from benchmarks.reconstruction import of_autoencoder
+from benchmarks.reconstruction import of_autoencoder, of_vocoder
 from benchmarks.recordings import (
     BATCH,
     Taken,
@@ -36,7 +37,7 @@ from benchmarks.recordings import (
     trained_on,
 )
 from benchmarks.scorecard import Card, Row, deliver, origin
-from jaxaudio.core import Classifies, Continues, Encodes, Generates, InputError
+from jaxaudio.core import Classifies, Continues, Encodes, Generates, InputError, Vocodes
 from jaxaudio.data.audio import shown
 from jaxaudio.data.clips import Clips
 from jaxaudio.data.pack import Pack, cache_folder
@@ -103,6 +104,7 @@ def main(arguments: list[str]) -> None:
         Continues: lambda: of_predictor(*compared),
         Generates: lambda: of_generator(given),
         Encodes: lambda: of_autoencoder(*compared),
+        Vocodes: lambda: of_vocoder(*compared),
         Classifies: lambda: of_classifier(given),
     }
     for capability, card in cards.items():
@@ -119,8 +121,8 @@ def opened(options: Options) -> Given:
     mean_interval(np.zeros(2), options.resamples)  # refuses too few resamples
     embeddings = load_embeddings(options.embeddings) if options.embeddings else None
     run = trained(options.run, options.checkpoint)
-    if not isinstance(run.model, Generates | Encodes | Classifies):
-        kinds = "generators, autoencoders and classifiers"
+    if not isinstance(run.model, Generates | Encodes | Vocodes | Classifies):
+        kinds = "generators, autoencoders, vocoders and classifiers"
         raise InputError(f"{shown(run.folder)} can do nothing that is scored here: {kinds} are")
     judge = judge_for(run, trained(options.classifier)) if options.classifier else None
     return Given(options, run, data_of(run, options.data), judge, embeddings)

@@ -1,11 +1,10 @@
-"""How well an autoencoder gives recordings back, beside two noise vocoders: a card of benchmarks.quality.
+"""How well autoencoders and vocoders give recordings back, beside two noise vocoders: cards of benchmarks.quality.
 
-Scored are stretches of recordings: as many of the model's segments as fit into 3 seconds and into the median recording,
-one at least; a shorter recording is followed by zeros. Silent ones are left out.
+Scored are stretches of recordings: as many of an autoencoder's segments, or of a vocoder's hops, as fit into 3 seconds
+and into the median recording, one at least; a shorter recording is followed by zeros. Silent ones are left out.
 """
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.prediction import cut_into
 from benchmarks.recordings import clips_of, in_batches, in_turn, together
 from benchmarks.scorecard import Card, Row
-from jaxaudio.core import InputError
+from jaxaudio.core import Encodes, InputError
 from jaxaudio.data.audio import shown
 from jaxaudio.data.clips import Clips
 from jaxaudio.data.pack import Pack
@@ -25,27 +25,52 @@ from jaxaudio.metrics.bootstrap import interval, mean_interval
 from jaxaudio.runtime.folder import Trained
 from jaxaudio.runtime.sheet import draw
 from jaxaudio.tasks.reconstruct import leading
+from jaxaudio.tasks.vocode import Vocoder
 
 SECONDS = 3.0  # of a stretch at most, unless the model's segment is longer
 BANDS = (16, 64)  # of the noise vocoders
 VOCODED = 200  # recordings at most that go through these, which take longer than most models
+DRAWN = 64  # recordings at most that go through a vocoder, which may draw them sample by sample
 FIDELITIES = (0.95, 0.99)  # shares of the latent variance
 SHOWN = 4  # recordings on the sheet
 STFT = "multi-resolution STFT"
+ALSO = ("mel_distance", "loudness_difference")  # of `P.METRICS`; of a vocoder also what models of listeners say
 
 
 def of_autoencoder(run: Trained, pack: Pack, split: str, n: int, how: Mapping[str, int]) -> Card:
     """Recordings through the model and back, `n` at most; how: `resamples` and `seed` of intervals, and of noise."""
-    clips = clips_of(run._replace(model=dataclasses.replace(run.model, segment=stretch(run, pack, split))), pack, split)
+    clips = clips_of(cut_into(run, stretch(run, pack, split, run.model.segment)), pack, split)
     real, left_out = heard(clips, n)
     made = through(run, real, how["seed"])
-    vocoded = {bands: through_vocoder(real[:VOCODED], run.model.sample_rate, bands, how["seed"]) for bands in BANDS}
+    seconds = clips.segment / run.model.sample_rate
+    title = f"{len(real)} recordings ({split}) through the model and back, {seconds:.3g} s of each"
+    rows, sheet = compared(run, real, made, how, left_out, ALSO)
+    return Card("reconstructed", title, [*rows, *rate_rows(run)], left_out, {"reconstructed.png": sheet})
+
+
+def of_vocoder(run: Trained, pack: Pack, split: str, n: int, how: Mapping[str, int]) -> Card:
+    """Sound that a vocoder makes of the features of recordings, `n` and DRAWN at most; how: as above."""
+    clips = clips_of(cut_into(run, stretch(run, pack, split, run.model.hop)), pack, split)
+    real, left_out = heard(clips, min(n, DRAWN))
+    made, bands = vocoded(run, real, how["seed"])
+    seconds = clips.segment / run.model.sample_rate
+    title = f"{len(real)} recordings ({split}, {DRAWN} at most) as features and back, {seconds:.3g} s of each"
+    listeners = [metric for metric, entry in P.METRICS.items() if entry.extra]
+    rows, sheet = compared(run, real, made, how, left_out, (*ALSO, *listeners))
+    return Card("vocoded", title, [*rows, rate_row(run, bands, "features")], left_out, {"vocoded.png": sheet})
+
+
+def compared(
+    run: Trained, real: np.ndarray, made: np.ndarray, how: Mapping[str, int], left_out: list[str], also: Sequence[str]
+) -> tuple[list[Row], partial]:
+    """Distances, the metrics `also`, and what draws the sheet; `left_out` grows."""
+    noisy = {bands: through_vocoder(real[:VOCODED], run.model.sample_rate, bands, how["seed"]) for bands in BANDS}
     rows = []
     try:
-        rows += distance_rows(run, real, made, vocoded, how)
+        rows += distance_rows(run, real, made, noisy, how)
     except InputError as reason:
         left_out.append(f"{STFT}: {reason}")
-    for metric in ("mel_distance", "loudness_difference"):
+    for metric in also:
         name, entry = metric.replace("_", " "), P.METRICS[metric]
         try:
             values = score(metric, real, made, run.model.sample_rate)
@@ -55,19 +80,16 @@ def of_autoencoder(run: Trained, pack: Pack, split: str, n: int, how: Mapping[st
                 left_out.append(f"{name}: undefined on {len(real) - len(values)} of {len(real)} recordings")
         except InputError as reason:
             left_out.append(f"{name}: {reason}")
-    rows += rate_rows(run)
-    seconds = clips.segment / run.model.sample_rate
-    title = f"{len(real)} recordings ({split}) through the model and back, {seconds:.3g} s of each"
-    sheet = [real[:SHOWN], made[:SHOWN], *(sounds[:SHOWN] for sounds in vocoded.values())]
-    names = ["recording", "reconstruction", *(f"vocoder, {bands} bands" for bands in vocoded)]
-    return Card("reconstructed", title, rows, left_out, {"reconstructed.png": partial(page, run, sheet, names)})
+    sheet = [real[:SHOWN], made[:SHOWN], *(sounds[:SHOWN] for sounds in noisy.values())]
+    names = ["recording", "reconstruction", *(f"noise vocoder, {bands} bands" for bands in noisy)]
+    return rows, partial(page, run, sheet, names)
 
 
-def stretch(run: Trained, pack: Pack, split: str) -> int:
-    """Samples of a stretch."""
-    clips = clips_of(run, pack, split)
+def stretch(run: Trained, pack: Pack, split: str, unit: int) -> int:
+    """Samples of a stretch: a multiple of `unit`."""
+    clips = clips_of(cut_into(run, unit), pack, split)
     most = min(SECONDS * run.model.sample_rate, float(np.median(clips.length)))
-    return max(1, int(most) // run.model.segment) * run.model.segment
+    return max(1, int(most) // unit) * unit
 
 
 def heard(clips: Clips, n: int) -> tuple[np.ndarray, list[str]]:
@@ -97,6 +119,20 @@ def through(run: Trained, waves: np.ndarray, seed: int, kept: int | None = None)
 
     most = max(1, model.batch_size * model.segment // length)  # what a training step has room for
     made = in_batches(partial(reconstruct, run.params), waves, np.arange(len(waves)), most=most)
+    return finite(run, made)
+
+
+def vocoded(run: Trained, waves: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
+    """What the model makes of the features of sounds, in time with them; and how many features a frame has."""
+    vocoder, length = Vocoder(run.model, run.params, seed), waves.shape[1]
+    frames = np.asarray(vocoder.take(np.pad(waves, ((0, 0), (0, -length % run.model.hop), (0, 0)))))
+    around = ((0, 0), (run.model.reach, run.model.reach), (0, 0))
+    made = vocoder.side_by_side(np.pad(frames, around, "edge"))[:, :length]
+    return finite(run, made), frames.shape[2]
+
+
+def finite(run: Trained, made: np.ndarray) -> np.ndarray:
+    """The same sounds. Raises InputError where some are not finite."""
     broken = int(np.sum(~np.isfinite(made).all((1, 2))))
     if broken:
         raise InputError(
@@ -138,13 +174,13 @@ def averaged(name: str, values: np.ndarray, how: Mapping[str, int], unit: str, b
 
 
 def distance_rows(
-    run: Trained, real: np.ndarray, made: np.ndarray, vocoded: Mapping[int, np.ndarray], how: Mapping[str, int]
+    run: Trained, real: np.ndarray, made: np.ndarray, noisy: Mapping[int, np.ndarray], how: Mapping[str, int]
 ) -> list[Row]:
     """How far reconstructions are from what they should be, and what is as far."""
     far = lambda one, other: score("multi_resolution_stft", one, other, run.model.sample_rate)
     right, wrong = far(real, made), far(real[derangement(len(real), how["seed"])], made)
     rows = [averaged(STFT, right, how, "", "lower", P.METRICS["multi_resolution_stft"].convention)]
-    for bands, sounds in vocoded.items():
+    for bands, sounds in noisy.items():
         values = far(real[: len(sounds)], sounds)
         nearer = np.mean(right[: len(values)] < values)
         note = f"12 ms envelopes; the model is nearer in {nearer:.0%} of these recordings"
@@ -156,10 +192,16 @@ def distance_rows(
     note = f"distance to the right recording over that to the other; median of each one's own {median:.3g}"
     bounds = interval(ratio, (right, wrong), **how)
     rows.append(Row("right over other", ratio(right, wrong), *bounds, len(right), "", "lower", note))
-    spread = np.asarray(run.model.spread(run.params))
+    return rows + fidelity_rows(run, real, right, how) if isinstance(run.model, Encodes) else rows
+
+
+def fidelity_rows(run: Trained, real: np.ndarray, whole: np.ndarray, how: Mapping[str, int]) -> list[Row]:
+    """How far an autoencoder's reconstructions from leading components are; whole: the distances of those from all."""
+    spread, rows = np.asarray(run.model.spread(run.params)), []
     for fidelity in FIDELITIES:
         kept = leading(spread, fidelity)
-        values = right if kept == len(spread) else far(real, through(run, real, how["seed"], kept))
+        made = None if kept == len(spread) else through(run, real, how["seed"], kept)
+        values = whole if made is None else score("multi_resolution_stft", real, made, run.model.sample_rate)
         note = f"{kept} of {len(spread)} components"
         rows.append(averaged(f"{STFT}, fidelity {fidelity}", values, how, "", "lower", note))
     return rows
@@ -177,14 +219,19 @@ def rate_rows(run: Trained) -> list[Row]:
     """How much a latent says: components, and real numbers per second."""
     spread = np.asarray(run.model.spread(run.params))
     frames = run.model.sample_rate / run.model.hop
-    samples = run.model.sample_rate * run.model.channels
-    note = f"{frames:.4g} latent frames of {len(spread)} components; a recording has {samples} samples per second"
-    rows = [Row("numbers per second", len(spread) * frames, None, None, len(spread), "1/s", "", note)]
+    rows = [rate_row(run, len(spread), "latent components")]
     for fidelity in FIDELITIES:
         kept = leading(spread, fidelity)
         note = f"hold that share of the variance; {kept * frames:.4g} numbers per second"
         rows.append(Row(f"components, fidelity {fidelity}", kept, None, None, len(spread), "", "", note))
     return rows
+
+
+def rate_row(run: Trained, count: int, of: str) -> Row:
+    """How many numbers stand for a second of sound."""
+    frames, samples = run.model.sample_rate / run.model.hop, run.model.sample_rate * run.model.channels
+    note = f"{frames:.4g} frames of {count} {of}; a recording has {samples} samples per second"
+    return Row("numbers per second", count * frames, None, None, count, "1/s", "", note)
 
 
 def page(run: Trained, sheet: list[np.ndarray], names: list[str], path: Path) -> None:

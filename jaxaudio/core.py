@@ -261,6 +261,10 @@ class Vocodes(Model):
         del params, batch
         return ()
 
+    def prepared(self, params: Params) -> Params:
+        """The weights as `vocode` takes them fastest; done once, outside of any program, where values can be seen."""
+        return params
+
     @abc.abstractmethod
     def vocode(self, params: Params, carry: Carry, frames: Frames, key: Key[Array, ""]) -> tuple[Carry, Wave]:
         """The sound of the frames but for the first and the last `reach`, which are what lies around them. What is

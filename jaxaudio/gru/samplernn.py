@@ -42,7 +42,7 @@ from jaxaudio.core import (
     unless_skipped,
 )
 from jaxaudio.dsp.companding import linear_decode, linear_encode, mu_law_decode, mu_law_encode
-from jaxaudio.nn.recurrent import Cell, Dense, Linear, Recurrent, Weights, advance, output, sequence, sliced
+from jaxaudio.nn.recurrent import Cell, Dense, Linear, Recurrent, Weights, advance, output, relu, scan_ahead, sequence
 
 Symbols = Int[Array, "batch samples softmaxes"]  # codes, 16-bit ones in halves
 Tables = tuple[Float[Array, "symbols units"], ...]  # a row for each code, of each softmax
@@ -86,7 +86,7 @@ class SampleRNN(Autoregressive, Continues):
             "digits": {
                 **{"segment": 4096, "batch_size": 32, "law": "mu_law", "frames": (16, 4), "cell": "gru"},
                 **{"width": 256, "embedding": 64, "weight_norm": False},
-                **{"learning_rate": 2e-3, "decay_steps": 600, "decay": 0.99},
+                **{"learning_rate": 2e-3, "decay_steps": 500, "decay": 0.99},
             },
             "tiny": {
                 **{"segment": 64, "sequence": 32, "batch_size": 8, "law": "mu_law", "levels": 32, "frames": (8, 2)},
@@ -302,7 +302,7 @@ class SampleRNN(Autoregressive, Continues):
 
     def extend(self, params, carry, key, frames) -> tuple[Carry, Wave]:
         """One scan over the frames of the slowest tier, with those of the faster ones inside."""
-        weights, label = sliced(self.ready(params)), carry["label"]
+        weights, label = self.ready(params), carry["label"]
         rows = carry["codes"].shape[0]
         numbers = uniforms(key, carry["drawn"], frames * self.frame, rows, self.softmaxes)
         go = lambda held, numbers: self.tier_step(weights, 0, held, numbers, None, label)
@@ -325,7 +325,7 @@ class SampleRNN(Autoregressive, Continues):
         else:
             go = lambda held, given: self.sample_step(weights, held, given[0][0], given[1])
         given = (numbers.reshape(len(below), -1, *numbers.shape[1:]), below)
-        held, codes = jax.lax.scan(go, (states, recent), given)
+        held, codes = scan_ahead(go, (states, recent), given)
         return held, codes.reshape(-1, *codes.shape[-2:])
 
     def sample_step(self, weights: "Ready", held, numbers: Float[Array, "softmaxes batch"], above):
@@ -412,13 +412,13 @@ class Ready(NamedTuple):
         """What the output layers share, of the codes just before a sample and what the last tier says of it."""
         for table, codes in zip(self.tables, recent, strict=True):
             above = above + looked_up(table, codes)
-        return nn.relu(self.second(above))
+        return relu(self.second(above))
 
     def logits(self, hidden: Float[Array, "*batch units"], code: Int[Array, "*batch known"]) -> list[Array]:
         """Of the first softmax and, where there is one and the first one's code is known, of the second."""
-        found = [self.out(nn.relu(self.third(hidden)))]
+        found = [self.out(relu(self.third(hidden)))]
         if self.fine and code.shape[-1]:
-            found.append(self.fine.out(nn.relu(self.fine.third(hidden) + looked_up(self.fine.tables, code[..., :1]))))
+            found.append(self.fine.out(relu(self.fine.third(hidden) + looked_up(self.fine.tables, code[..., :1]))))
         return found
 
 

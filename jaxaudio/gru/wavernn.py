@@ -54,13 +54,14 @@ from jaxaudio.dsp.mel import mel_filters
 from jaxaudio.dsp.stft import frames as cut_frames
 from jaxaudio.dsp.stft import window as taper
 from jaxaudio.nn import sparse
-from jaxaudio.nn.recurrent import CELLS, Linear, advance, silent, sliced
+from jaxaudio.nn.recurrent import CELLS, Linear, advance, relu, scan_ahead, silent
 from jaxaudio.nn.upsampling import REACH, mix
 from jaxaudio.nn.wavernn import Network, Ready, behind, conditions, teach
 
 Codes = Int[Array, "*shape"]  # 0 to levels - 1
 
 RANGE_DB = 100.0  # that the features span
+FEW = 0.25  # share of its blocks up to which a recurrent kernel is applied block by block
 FLOOR = 1e-5  # of the mel magnitudes, before the logarithm
 
 
@@ -341,7 +342,24 @@ class WaveRNN(Autoregressive, Vocodes):
     def ready(self, params: Params, frames: Frames) -> Ready:
         """The network for these frames, REACH at each end being what lies around them."""
         given = {"params": params["network"], "batch_stats": params["statistics"]}
-        return Network(self).apply(given, frames, Shard(), False)
+        ready = Network(self).apply(given, frames, Shard(), False)
+        packed = params.get("packed", {}) if len(frames) == 1 else {}
+        layers = (
+            layer._replace(recurrent=(packed.get(f"layer_{i}", *layer.recurrent),))
+            for i, layer in enumerate(ready.layers)
+        )
+        return ready._replace(layers=tuple(layers))
+
+    def prepared(self, params) -> Params:
+        """With the kept blocks of the recurrent kernels by themselves, where they are few: faster for one sound at a
+        time, not for 16. Not of `dual`."""
+        masks = {name: np.asarray(mask) for name, mask in params["masks"].items()}
+        most = max((int(mask.sum(0).max()) for mask in masks.values()), default=self.units)
+        if most > FEW * self.units or self.output == "dual":
+            return params
+        layers = {name: params["network"][name]["recurrent_0"] for name in masks}
+        pack = lambda name, of: sparse.packed(of["kernel"], of["bias"], jnp.asarray(masks[name]), most)
+        return {**params, "packed": {name: pack(name, of) for name, of in layers.items()}}
 
     def open(self, params, batch) -> "Past":
         """Silence."""
@@ -363,7 +381,7 @@ class WaveRNN(Autoregressive, Vocodes):
 
         def frame(state, given):
             numbers, around, *stills = given
-            return jax.lax.scan(partial(step, stills), state, (mix(ready.smoothing, around), numbers))
+            return scan_ahead(partial(step, stills), state, (mix(ready.smoothing, around), numbers))
 
         numbers = numbers.reshape(count, self.hop, draws, batch)
         (hidden, code), codes = jax.lax.scan(frame, (carry.hidden, carry.code), (numbers, *given))
@@ -414,24 +432,17 @@ def one_by_one(model: WaveRNN, ready: Ready) -> tuple[tuple[Array, ...], Callabl
         kernel, of_aux = jnp.split(linear.kernel, (model.hidden,))
         kernels.append(kernel)
         stills.append(jnp.moveaxis(linear._replace(kernel=of_aux)(aux), 0, 1))
-    products = sliced([Linear(kernel, None) for kernel in (*own[1:], *kernels)])
-    reading, deeper, layers, last = (
-        products[: len(own) - 1],
-        products[len(own) - 1 :],
-        sliced(ready.layers),
-        sliced(last),
-    )
 
     def step(stills, state, given):
         (hidden, code), (around, numbers) = state, given
         given = jnp.split(around + model.inputs(code) * folded.kernel[:1], ends, -1)
         total, carried = jnp.zeros_like(hidden[0]), []
-        for i, (layer, before) in enumerate(zip(layers, hidden, strict=True)):
-            carried.append(advance("gru", layer, before, given[i] + reading[i - 1](total) if i else given[i]))
+        for i, (layer, before) in enumerate(zip(ready.layers, hidden, strict=True)):
+            carried.append(advance("gru", layer, before, given[i] + total @ own[i] if i else given[i]))
             total = total + carried[-1]
-        y = jax.nn.relu(given[-1] + reading[-1](total))
-        for product, still in zip(deeper, stills, strict=True):
-            y = jax.nn.relu(product(y) + still)
+        y = relu(given[-1] + total @ own[-1])
+        for kernel, still in zip(kernels, stills, strict=True):
+            y = relu(y @ kernel + still)
         code = model.drawn(last(y), numbers)
         return (tuple(carried), code), code
 
@@ -451,8 +462,8 @@ def bytes_in_turn(model: WaveRNN, ready: Ready) -> tuple[tuple[Array, ...], Call
     (layer,), gate = ready.layers, CELLS["gru"].stages[-1]
     layer = jax.tree.map(sorted_by_half, layer)
     of_upper = jnp.split(layer.input.kernel[2], 2)[1]
-    (product,), dense = sliced((layer.recurrent, ready.dense))
-    both = list(zip(dense[::2], dense[1::2], strict=True))
+    (product,) = layer.recurrent
+    both = list(zip(ready.dense[::2], ready.dense[1::2], strict=True))
 
     def step(stills, state, given):
         ((h,), code), (around, numbers) = state, given
@@ -463,7 +474,7 @@ def bytes_in_turn(model: WaveRNN, ready: Ready) -> tuple[tuple[Array, ...], Call
             if i:
                 x[1] = x[1] + linear_decode(drawn[0], HALF)[:, None] * of_upper[None]
             carried.append(gate(halves[i], x[i], [products[i]]))
-            logits = last(jax.nn.relu(first(carried[i])))
+            logits = last(relu(first(carried[i])))
             drawn.append(pick(logits, numbers[i], model.temperature, model.top_p))
         code = drawn[0] * HALF + drawn[1]
         return ((jnp.concatenate(carried, -1),), code), code
