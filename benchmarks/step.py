@@ -11,12 +11,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before PyTorch is loaded:
 
 import dataclasses
 import importlib
+import math
 import resource
 import sys
 import time
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -113,15 +114,31 @@ def noise(model: Model) -> Batch:
 
 
 def operations(model: Model, stage: Hashable) -> float:
-    """Floating-point operations of one step of this stage, as the textbook form of every layer has them (from its
-    unoptimised program; the recurrent parts of a model count once, so they need a formula of their own)."""
+    """Floating-point operations of one step of this stage, as the textbook form of every layer has them: of its
+    unoptimised program, which counts a loop's turn once, and of the products in the other turns."""
     forms, conv.FORMS = conv.FORMS, {}
     try:
         step = lambda state, batch, key: model.train_step(state, batch, key, Shard(), stage)
         state = jax.eval_shape(lambda: model.init(jax.random.key(0), model.measure(())))
-        return jax.jit(step).lower(state, noise(model), jax.random.key(0)).cost_analysis()["flops"]
+        traced = jax.jit(step).trace(state, noise(model), jax.random.key(0))
+        return traced.lower().cost_analysis()["flops"] + repeated(traced.jaxpr.jaxpr)
     finally:
         conv.FORMS = forms
+
+
+def repeated(program: Any, turns: int = 1) -> float:
+    """Operations of the matrix products in all turns but the first of a program's loops (`jax.lax.scan`)."""
+    total = 0.0
+    for equation in program.eqns:
+        inner = turns * equation.params["length"] if equation.primitive.name == "scan" else turns
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shared = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            total += (turns - 1) * 2 * shared * math.prod(equation.outvars[0].aval.shape)
+        for part in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            part = getattr(part, "jaxpr", part)
+            total += repeated(part, inner) if hasattr(part, "eqns") else 0
+    return total
 
 
 def peak_memory(devices: Devices) -> float:

@@ -2,6 +2,9 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
+
 from benchmarks import step
 from tests.commands import run
 
@@ -34,3 +37,15 @@ def test_a_row_says_what_it_is_of_and_no_model_is_refused(tmp_path, capsys, monk
     code, _, err = run(step.main, "--windows", 2, capsys=capsys)
     assert code == 2
     assert "name a model, as in: python -m benchmarks.step wavegan:digits; there are ['densegan', " in err
+
+
+def test_products_in_loops_count_for_every_turn():
+    def program(x):
+        inner = lambda y, _: (y @ y, ())
+        outer = lambda y, _: (jax.lax.scan(inner, y, None, length=3)[0] @ y, ())
+        return jax.lax.scan(outer, x @ x, None, length=5)[0]
+
+    product = 2 * 4**3
+    assert step.repeated(jax.make_jaxpr(program)(jnp.ones((4, 4))).jaxpr) == product * (5 * 3 - 1 + 5 - 1)
+    rectangular = lambda x: jax.lax.scan(lambda y, _: (y, y @ x), jnp.ones((2, 8)), None, length=3)
+    assert step.repeated(jax.make_jaxpr(jax.jit(rectangular))(jnp.ones((8, 4))).jaxpr) == 2 * 2 * 2 * 8 * 4

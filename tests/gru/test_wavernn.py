@@ -12,7 +12,8 @@ import pytest
 from jaxaudio import zoo
 from jaxaudio.autoregressive import mixture_pick, pick, uniforms
 from jaxaudio.core import Batch, InputError, Shard, State
-from jaxaudio.gru.wavernn import WaveRNN
+from jaxaudio.gru.wavernn import WaveRNN, masked
+from jaxaudio.nn import sparse
 from jaxaudio.nn.upsampling import REACH
 from jaxaudio.nn.wavernn import teach
 
@@ -229,6 +230,24 @@ def test_pruned_blocks_are_zero_and_as_many_in_every_group_as_the_schedule_says(
             np.testing.assert_array_equal((blocks == 0).all(-1), ~np.asarray(weights["masks"][name]))
             np.testing.assert_array_equal((blocks == 0).all(-1).sum(0), 10)
             assert (blocks != 0).any(-1).sum() == (blocks != 0).all(-1).sum(), "only whole blocks are pruned"
+
+
+def test_a_kernel_with_few_blocks_is_applied_block_by_block_and_gives_the_same_sound():
+    model = dataclasses.replace(TINY, sparsity=0.8, block=4)
+    params = given(model)
+    masks = {name: sparse.strongest(of, 0.8, 4) for name, of in model.pruned(params["network"]).items()}
+    params |= {"network": masked(params["network"], masks), "masks": masks}
+    ready = model.prepared(params)
+    assert ready["packed"]["layer_1"].blocks.shape == (12, 3, 4)
+    frames = jnp.asarray(np.random.default_rng(1).uniform(size=(1, 3 + 2 * REACH, model.mels)), jnp.float32)
+    program = jax.jit(model.vocode)
+    (past, dense), (packed_past, packed) = (
+        program(p, model.open(p, 1), frames, jax.random.key(3)) for p in (params, ready)
+    )
+    np.testing.assert_allclose(packed, dense, atol=1e-5)
+    np.testing.assert_allclose(packed_past.hidden[1], past.hidden[1], atol=1e-5)
+    assert "packed" not in model.prepared(params | {"masks": jax.tree.map(jnp.ones_like, masks)})
+    assert "packed" not in model.prepared(given(model))
 
 
 def test_bfloat16_computes_nearly_what_float32_computes():

@@ -5,7 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxaudio.nn.recurrent import CELLS, Dense, Recurrent, advance, orthogonal, output, sequence, silent
+from jaxaudio.nn.recurrent import (
+    CELLS,
+    Dense,
+    Recurrent,
+    advance,
+    orthogonal,
+    output,
+    relu,
+    scan_ahead,
+    sequence,
+    silent,
+)
 
 BATCH, TIME, INPUTS, UNITS = 3, 7, 5, 4
 
@@ -118,3 +129,19 @@ def test_weight_norm_makes_a_dense_layer_depend_on_the_direction_of_its_kernel_a
     np.testing.assert_allclose(longer.kernel, before.kernel, atol=1e-6)
     doubled = module.apply({"params": params | {"scale": 2 * params["scale"]}})
     np.testing.assert_allclose(doubled.kernel, 2 * before.kernel, atol=1e-6)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("count", [1, 6])
+def test_a_scan_that_looks_ahead_is_a_scan(count, reverse):
+    xs = {"a": jnp.arange(count * 2.0).reshape(count, 2), "b": jnp.arange(count)}
+    step = lambda carry, x: (0.5 * carry + x["a"] + x["b"], (carry, x["a"]))
+    ours = scan_ahead(step, jnp.ones(2), xs, reverse)
+    for a, b in zip(*map(jax.tree.leaves, (ours, jax.lax.scan(step, jnp.ones(2), xs, reverse=reverse))), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_what_is_not_positive_becomes_0_and_has_no_gradient():
+    x = jnp.array([-1.0, 0.0, 2.0])
+    np.testing.assert_array_equal(relu(x), [0, 0, 2])
+    np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(relu(x)))(x), [0, 0, 1])

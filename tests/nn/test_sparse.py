@@ -55,3 +55,16 @@ def test_masks_are_renewed_when_they_are_due_and_never_grow_back_from_zeros():
     pruned = jax.tree.map(sparse.masked, given, half)
     quarter = renewed(jnp.bool_(True), pruned, half, 0.75)
     assert all(bool(jnp.all(half[name] | ~mask)) for name, mask in quarter.items())
+
+
+@pytest.mark.parametrize("most", [3, 5])
+def test_packed_blocks_give_the_masked_kernels_product(most):
+    given, bias, x = (
+        kernel(),
+        jnp.arange(8.0),
+        jnp.asarray(np.random.default_rng(1).standard_normal((2, 6)), jnp.float32),
+    )
+    mask = sparse.strongest(given, 0.5, 4)
+    packed = jax.jit(sparse.packed, static_argnums=3)(given, bias, mask, most)
+    assert packed.blocks.shape == (2, most, 4)
+    np.testing.assert_allclose(packed(x), x @ sparse.masked(given, mask) + bias[None], atol=1e-5)
