@@ -85,11 +85,11 @@ def model_bits(run: Trained, held: Taken) -> np.ndarray:
     model = run.model
 
     @jax.jit
-    def bits(wave, label):
-        return model.bits(run.params, wave, label if model.classes else None)
+    def bits(params, wave, label):
+        return model.bits(params, wave, label if model.classes else None)
 
     most = max(1, model.batch_size * model.segment // held.wave.shape[1])  # what a training step has room for
-    found = in_batches(bits, held.wave, held.label, most=most).astype(np.float64)
+    found = in_batches(partial(bits, run.params), held.wave, held.label, most=most).astype(np.float64)
     broken = int(np.sum(~np.isfinite(found)))
     if broken:
         raise InputError(

@@ -124,7 +124,7 @@ def through(run: Trained, waves: np.ndarray, seed: int, kept: int | None = None)
 
 def vocoded(run: Trained, waves: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
     """What the model makes of the features of sounds, in time with them; and how many features a frame has."""
-    vocoder, length = Vocoder(run.model, run.params, seed), waves.shape[1]
+    vocoder, length = Vocoder(run.model, run.model.prepared(run.params), seed), waves.shape[1]
     frames = np.asarray(vocoder.take(np.pad(waves, ((0, 0), (0, -length % run.model.hop), (0, 0)))))
     around = ((0, 0), (run.model.reach, run.model.reach), (0, 0))
     made = vocoder.side_by_side(np.pad(frames, around, "edge"))[:, :length]

@@ -28,6 +28,7 @@ from benchmarks.rows import named, publish
 from benchmarks.timing import OtherLoad, alternate, matmul, quartiles
 from jaxaudio import zoo
 from jaxaudio.core import Continues, InputError, Model, Params, Vocodes
+from jaxaudio.nn import sparse
 from jaxaudio.runtime.command import guarded, keep_freed_memory
 
 MATMUL = 2048
@@ -57,7 +58,7 @@ def measure(options: Options) -> dict[str, object]:
     check(options)
     if model.needs_labels and not model.classes:
         model = dataclasses.replace(model, classes=CLASSES)
-    params = jax.jit(lambda: model.weights(model.init(jax.random.key(0), model.measure(()))))()
+    params = as_trained(model)
     weights = round(work(model))
     contestants, samples, compile_s = {}, {}, {}
     for n in options.streams:
@@ -136,9 +137,20 @@ def drawing(model: Model, params: Params, n: int, seconds: float) -> tuple[Calla
         call = lambda: jax.block_until_ready(program(params, carry, key, frames))
     else:
         given = jax.random.uniform(jax.random.key(2), (n, frames + 2 * model.reach, model.mels))
+        params = model.prepared(params)
         carry, program = model.open(params, n), jax.jit(model.vocode)
         call = lambda: jax.block_until_ready(program(params, carry, given, key))
     return call, frames * frame_of(model)
+
+
+def as_trained(model: Model) -> Params:
+    """The weights to sample from, drawn anew and pruned as training would in the end."""
+    state = jax.jit(lambda: model.init(jax.random.key(0), model.measure(())))()
+    if getattr(model, "sparsity", 0):
+        kernels = model.pruned(state.params["network"])
+        masks = {name: sparse.strongest(kernel, model.sparsity, model.block) for name, kernel in kernels.items()}
+        state = state._replace(extra={**state.extra, "masks": masks})
+    return jax.jit(model.weights)(state)
 
 
 def reading(weights: int) -> Callable[[], object]:
@@ -168,7 +180,7 @@ def of_wavernn(model: Model) -> float:
     if model.output == "dual":
         return 3 * units * units + 2 * (units // 2 * hidden + hidden * 256)
     last = 30 if model.output == "mol" else model.levels
-    recurrent = (2 * model.layers - 1) * 3 * units * units
+    recurrent = ((1 - model.sparsity) * model.layers + model.layers - 1) * 3 * units * units
     return recurrent + units * hidden + (model.dense - 1) * hidden * hidden + hidden * last
 
 

@@ -6,16 +6,18 @@ al., PixelCNN++, 2017), and a uniform number picks one from it. The numbers are 
 
 import dataclasses
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jaxaudio.core import InputError, Model
+from jaxaudio.dsp.companding import BYTE
 
 LEAST_SCALE = 1e-7  # of a logistic; amplitudes are in [-1, 1]
+LEAST = 1e-3  # temperature that is not 0, and top_p: float32 does not hold what comes of much smaller ones
 GROUP = 16  # levels of a cumulative sum that are summed at once
-HALF = 256  # levels of the upper and of the lower half of 16 bits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,10 +28,10 @@ class Autoregressive(Model):
     top_p: float = 1.0  # of drawing: only the most likely levels, which together have this probability; 1: all
 
     def __post_init__(self):
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature is {self.temperature}: it is at least 0, 0 being the most likely sample")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is {self.top_p}: it is a probability above 0, 1 for all levels")
+        if self.temperature != 0 and not LEAST <= self.temperature < float("inf"):
+            raise InputError(f"temperature is {self.temperature}: it is at least {LEAST}, or 0: the most likely sample")
+        if not LEAST <= self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}: it is a probability, {LEAST} at least, 1 for all levels")
 
 
 def uniforms(
@@ -47,11 +49,14 @@ def pick(
 ) -> Int[Array, "*rows"]:
     """The level at which the cumulative probability passes a uniform number: one number per draw, not one per level.
 
-    temperature 0: the most likely level. top_p: of the most likely levels, the fewest that have this probability.
+    temperature 0: the most likely level. top_p: of the most likely levels, the fewest that have this probability, and
+    those that are as likely as the last of them. -1 where a logit is not a number.
     """
+    logits = logits.astype(jnp.float32)
+    most = jnp.max(logits, -1)
     if temperature == 0:
-        return jnp.argmax(logits, -1)
-    weight = jnp.exp((logits - jnp.max(logits, -1, keepdims=True)) / temperature)
+        return jnp.where(jnp.isnan(most), -1, jnp.argmax(logits, -1))
+    weight = jnp.exp((logits - most[..., None]) / temperature)
     if top_p < 1:
         falling = -jnp.sort(-weight, -1)
         before = jnp.cumsum(falling, -1) - falling
@@ -60,7 +65,7 @@ def pick(
         weight = jnp.where(weight >= least, weight, 0)
     summed = cumulative(weight)
     passed = summed <= jnp.expand_dims(uniform, -1) * summed[..., -1:]
-    return jnp.minimum(jnp.sum(passed, -1), logits.shape[-1] - 1)
+    return jnp.where(jnp.isnan(most), -1, jnp.minimum(jnp.sum(passed, -1), logits.shape[-1] - 1))
 
 
 def cumulative(x: Float[Array, "*rows levels"]) -> Float[Array, "*rows levels"]:
@@ -68,8 +73,9 @@ def cumulative(x: Float[Array, "*rows levels"]) -> Float[Array, "*rows levels"]:
     per doubling."""
     parts = x.reshape(*x.shape[:-1], -1, GROUP)
     groups = parts.shape[-2]
-    within = parts @ jnp.triu(jnp.ones((GROUP, GROUP), x.dtype))
-    before = within[..., -1] @ jnp.triu(jnp.ones((groups, groups), x.dtype), 1)
+    sums = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # TPUs would round them to 8 bits
+    within = sums(parts, jnp.triu(jnp.ones((GROUP, GROUP), x.dtype)))
+    before = sums(within[..., -1], jnp.triu(jnp.ones((groups, groups), x.dtype), 1))
     return (within + before[..., None]).reshape(x.shape)
 
 
@@ -81,7 +87,7 @@ def log_likelihood(logits: Float[Array, "*rows levels"], codes: Int[Array, "*row
 
 def coarse_fine(codes: Int[Array, "*rows"]) -> tuple[Int[Array, "*rows"], Int[Array, "*rows"]]:
     """The upper and the lower 8 of 16 bits."""
-    return codes // HALF, codes % HALF
+    return codes // BYTE, codes % BYTE
 
 
 def mixture_log_likelihood(
@@ -110,17 +116,19 @@ def mixture_pick(
     """An amplitude in [-1, 1] by two uniform numbers: one picks the component, one its value.
 
     temperature: the components' logits are divided by it and their scales are multiplied; 0: the mean of the most
-    likely component.
+    likely component. Not a number where a logit is none.
     """
     logits, mean, log_scale = _mixture(parameters)
     missing = -logits.shape[-1] % GROUP
     full = jnp.pad(logits, [(0, 0)] * (logits.ndim - 1) + [(0, missing)], constant_values=-jnp.inf)
     chosen = jnp.arange(logits.shape[-1]).reshape((1,) * (logits.ndim - 1) + (-1,))
-    chosen = chosen == pick(full, uniform[0], temperature)[..., None]
+    component = pick(full, uniform[0], temperature)
+    chosen = chosen == component[..., None]
     mean, log_scale = (jnp.sum(jnp.where(chosen, x, 0), -1) for x in (mean, log_scale))
     between = uniform[1] + 2.0**-24  # the numbers are multiples of 2^-23: none is at the end of the range now
     logistic = jnp.log(between) - jnp.log1p(-between)
-    return jnp.clip(mean + temperature * jnp.exp(log_scale) * logistic, -1, 1)
+    value = jnp.clip(mean + temperature * jnp.exp(log_scale) * logistic, -1, 1)
+    return jnp.where(component < 0, jnp.nan, value)
 
 
 def _mixture(parameters):

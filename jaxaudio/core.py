@@ -20,7 +20,7 @@ Latent = Float[Array, "batch frames latent"]  # of an autoencoder
 Frames = Float[Array, "batch frames features"]  # of a vocoder
 Params = Mapping[str, Any]  # a pytree of arrays
 Carry = Any  # a pytree of arrays
-Metrics = Mapping[str, Array]
+Metrics = Mapping[str, Any]  # of arrays
 Loss = Callable[[Params], tuple[Float[Array, ""], Metrics]]
 
 
@@ -296,7 +296,8 @@ def descend(
     """One optimiser update; the only place where gradients are averaged over devices.
 
     `loss(params)` returns the scalar and its metrics. An update whose averaged gradient is not finite is not applied:
-    parameters and optimiser state come back bit for bit, and the metric `skipped` is 1.
+    parameters and optimiser state come back bit for bit, and the metric `skipped` is 1. Metrics are averaged over
+    devices but for what is `Own`.
     """
     (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
     grads, value, metrics = shard.mean((grads, value, metrics))

@@ -16,7 +16,7 @@ ALLOWED = {
     "losses": {"core", "dsp", "nn"},
     "adversarial": {"core", "losses"},
     "variational": {"core"},
-    "autoregressive": {"core"},
+    "autoregressive": {"core", "dsp"},
     **{family: {"core", "dsp", "nn", "losses", "adversarial", "variational", "autoregressive"} for family in PAPERS},
     "zoo": {"core"},
     "runtime": {"core", "dsp", "zoo", "runtime"},

@@ -5,6 +5,7 @@ through a linear layer, sequences through `nn.GRU`, samples one by one through t
 than PyTorch's GRU, weight norm, labels, 16 bits, the independent head.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -12,9 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.peers.adversarial import follower
-
-LN2 = 0.6931471805599453
+from benchmarks.peers.adversarial import adam, follower
 
 
 class Tier(nn.Module):
@@ -58,7 +57,7 @@ class SampleRNN(nn.Module):
             after.append(state)
         near = codes[:, model.frame - model.frames[-1] : -1].unfold(1, model.frames[-1], 1)
         logits = self.sample(near, above)
-        return F.cross_entropy(logits.transpose(1, 2), codes[:, model.frame :], reduction="none") / LN2, after
+        return F.cross_entropy(logits.transpose(1, 2), codes[:, model.frame :], reduction="none") / math.log(2), after
 
     def sample(self, near: Tensor, above: Tensor) -> Tensor:
         """Logits; near: [..., codes just before the sample]."""
@@ -109,7 +108,7 @@ def trainer(model, compiled: bool) -> Callable[[], object]:
     network = network_of(model)
     if compiled:
         network.compile()
-    optimizer = torch.optim.Adam(network.parameters(), lr=model.learning_rate, fused=True)
+    optimizer = adam(network, model.learning_rate, (0.9, 0.999))
     codes = torch.randint(model.levels, (model.batch_size, model.frame + model.segment))
     follow = follower(network, model.decay) if model.decay else lambda: None
 

@@ -278,9 +278,9 @@ def _step(net, cells, hidden, before, mels, aux):
         x = F.relu(layers[f"dense_{i}"](torch.cat([x, aux[model.layers + i]], -1)))
     x = layers["last"](x)
     if model.output == "raw":
-        return torch.multinomial((x).softmax(-1), 1)[:, 0], new
+        return torch.multinomial(x.softmax(-1), 1)[:, 0], new
     logits, mean, log_scale = x.chunk(3, -1)
-    chosen = torch.multinomial((logits).softmax(-1), 1)[:, 0][:, None]
+    chosen = torch.multinomial(logits.softmax(-1), 1)[:, 0][:, None]
     uniform = torch.empty(len(x)).uniform_(1e-5, 1 - 1e-5)
     scale = torch.exp(log_scale.gather(1, chosen).squeeze(1).clip(min=math.log(1e-7)))
     value = mean.gather(1, chosen).squeeze(1) + scale * torch.logit(uniform)
@@ -302,7 +302,7 @@ def _dual_step(net, cells, hidden, before, mels, aux):
         n = torch.tanh(given[:, 2, i] + r * products[:, 2, i])
         carried.append(n + z * (h.chunk(2, 1)[i] - n))
         logits = layers[f"{name}_last"](F.relu(layers[f"{name}_hidden"](carried[i])))
-        drawn.append(torch.multinomial((logits).softmax(-1), 1)[:, 0])
+        drawn.append(torch.multinomial(logits.softmax(-1), 1)[:, 0])
     return drawn[0] * BYTE + drawn[1], [torch.cat(carried, 1)]
 
 

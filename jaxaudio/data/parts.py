@@ -72,7 +72,7 @@ def through(
 def finite(result: np.ndarray) -> np.ndarray:
     """The same. Raises `audio.Unusable` where it is not finite."""
     if not np.isfinite(result).all():
-        raise audio.Unusable("what the model makes of it is not finite: name an earlier --checkpoint")
+        raise audio.Unusable("what the model makes is not finite: name an earlier --checkpoint")
     return result
 
 

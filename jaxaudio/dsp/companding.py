@@ -11,6 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxaudio.core import InputError
 
+BYTE = 256  # levels of the upper and of the lower half of 16 bits
+
 
 def mu_law_encode(x: Float[Array, "*shape"], levels: int = 256) -> Int[Array, "*shape"]:
     """Codes 0 to levels - 1 of amplitudes in [-1, 1] (clipped to that), as torchaudio's mu_law_encoding.

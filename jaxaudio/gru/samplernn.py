@@ -10,6 +10,8 @@ whole range of amplitudes, where the code stretches each recording to its own sm
 kernels start orthogonal.
 
     python train.py samplernn:digits --data FOLDER
+
+On digits16k's held-out speakers: 3.515 bits per sample (README).
 """
 
 import dataclasses
@@ -26,7 +28,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from jaxaudio.autoregressive import HALF, Autoregressive, coarse_fine, log_likelihood, pick, uniforms
+from jaxaudio.autoregressive import BYTE, Autoregressive, coarse_fine, log_likelihood, pick, uniforms
 from jaxaudio.core import (
     Carry,
     Continues,
@@ -55,13 +57,10 @@ class SampleRNN(Autoregressive, Continues):
     """Section 3.1 of the paper, and the best commands of its code for music."""
 
     sample_rate: int = 16000  # Hz
-    segment: int = (
-        128000  # samples per recording and step, in parts of `sequence`; the state is carried from part to part
-    )
+    segment: int = 128000  # samples per recording and step: parts of `sequence`, the state carried on
     sequence: int = 512  # samples through which gradients go back; an update each
     batch_size: int = 128  # recordings per step
     channels: int = 1  # 1: mono
-    gain: Literal["peak", "none"] = "none"  # peak: every recording is scaled to a peak of 1
     levels: int = 256  # of a sample; 65536: two softmaxes of 256, the fine one knowing the coarse
     law: Literal["mu_law", "linear"] = "linear"  # how amplitudes become codes; with 65536 levels: linear
     frames: tuple[int, ...] = (8, 2)  # samples per step of each recurrent tier, from the slowest to the fastest
@@ -70,7 +69,7 @@ class SampleRNN(Autoregressive, Continues):
     layers: int = 1  # recurrent layers per tier
     embedding: int = 256  # dimensions of a code
     weight_norm: bool = True  # of all kernels
-    independent: bool = False  # a head by which the top tier predicts its frame alone
+    independent: bool = False  # a head by which the top tier predicts its frame alone; of 16 bits the upper byte
     conditional: bool = False  # on the class label
     learning_rate: float = 1e-3  # of Adam
     decay_steps: int = 0  # steps after which the rate has fallen to zero along a cosine; 0: constant
@@ -101,9 +100,11 @@ class SampleRNN(Autoregressive, Continues):
         for name in ("batch_size", "width", "layers", "embedding"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it is at least 1")
-        for name in ("learning_rate", "decay_steps", "clip"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}: it is at least 0")
+        for name in ("learning_rate", "clip"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{name} is {getattr(self, name)}: it is above 0")
+        if self.decay_steps < 0:
+            raise InputError(f"decay_steps is {self.decay_steps}: it is at least 0")
         if not self.frames or min(self.frames) < 1:
             raise InputError(f"frames is {self.frames}: samples per step of each tier, 1 tier at least")
         sizes = (self.segment, self.sequence, *self.frames)
@@ -117,9 +118,9 @@ class SampleRNN(Autoregressive, Continues):
             raise InputError(f"channels is {self.channels}: SampleRNN is mono, 1")
         if not 0 <= self.decay < 1:
             raise InputError(f"decay is {self.decay}: it is at least 0 and less than 1")
-        if self.levels == HALF**2 and self.law != "linear":
+        if self.levels == BYTE**2 and self.law != "linear":
             raise InputError("levels is 65536 with law mu_law: 16 bits are linear; choose --model.law linear")
-        if self.levels != HALF**2 and not (self.levels % 16 == 0 and 16 <= self.levels <= 4096):
+        if self.levels != BYTE**2 and not (self.levels % 16 == 0 and 16 <= self.levels <= 4096):
             raise InputError(f"levels is {self.levels}: a multiple of 16 up to 4096 for one softmax, or 65536 for two")
 
     @property
@@ -135,12 +136,12 @@ class SampleRNN(Autoregressive, Continues):
     @property
     def softmaxes(self) -> int:
         """Per sample."""
-        return 2 if self.levels == HALF**2 else 1
+        return 2 if self.levels == BYTE**2 else 1
 
     @property
     def symbols(self) -> int:
         """Levels of one softmax."""
-        return HALF if self.softmaxes == 2 else self.levels
+        return BYTE if self.softmaxes == 2 else self.levels
 
     @property
     def steps(self) -> int:
@@ -184,7 +185,8 @@ class SampleRNN(Autoregressive, Continues):
 
         held = (state.params["network"], state.opt["network"], begin)
         (network, opt, _), metrics = jax.lax.scan(update, held, jnp.arange(self.segment // self.sequence))
-        metrics = jax.tree.map(jnp.mean, metrics)
+        skipped = jnp.min(metrics["skipped"])  # 1 where no part could be learned from
+        metrics = {**jax.tree.map(jnp.mean, metrics), "skipped": skipped}
         extra = {}
         if self.decay:
             averaged = average(state.extra["average"], network, self.decay, state.step)
@@ -212,7 +214,7 @@ class SampleRNN(Autoregressive, Continues):
         return state.extra["average"] if self.decay else state.params["network"]
 
     def bits(self, params, wave, label) -> Float[Array, "batch"]:
-        """Sequence by sequence, so that memory does not grow with the square of anything; silence fills the last."""
+        """Sequence by sequence, so that the logits of one alone are held; silence fills up the last."""
         weights, length = self.ready(params), wave.shape[1]
         count = -(-length // self.sequence)
         codes = self.starting(jnp.pad(wave, ((0, 0), (0, count * self.sequence - length), (0, 0))))
@@ -243,9 +245,10 @@ class SampleRNN(Autoregressive, Continues):
         return jnp.where(jnp.isfinite(wave), halves, -1)
 
     def decode(self, symbols: Symbols) -> Wave:
-        """Amplitudes of codes."""
-        code = symbols[..., 0] * HALF + symbols[..., 1] if self.softmaxes == 2 else symbols[..., 0]
-        return {"mu_law": mu_law_decode, "linear": linear_decode}[self.law](code, self.levels)[..., None]
+        """Amplitudes of codes; not a number where a code is negative."""
+        code = symbols[..., 0] * BYTE + symbols[..., 1] if self.softmaxes == 2 else symbols[..., 0]
+        wave = {"mu_law": mu_law_decode, "linear": linear_decode}[self.law](code, self.levels)
+        return jnp.where(jnp.min(symbols, -1) < 0, jnp.nan, wave)[..., None]
 
     def starting(self, wave: Wave) -> Symbols:
         """The codes with a frame of silence in front."""
@@ -257,7 +260,7 @@ class SampleRNN(Autoregressive, Continues):
 
     def level(self, symbols: Symbols) -> Float[Array, "batch samples"]:
         """What recurrent tiers see of codes: -2 to 2."""
-        code = symbols[..., 0] * HALF + symbols[..., 1] if self.softmaxes == 2 else symbols[..., 0]
+        code = symbols[..., 0] * BYTE + symbols[..., 1] if self.softmaxes == 2 else symbols[..., 0]
         return 2 * linear_decode(code, self.levels)
 
     def predicted(self, weights: "Ready", codes: Window, carry: Carry, label: Labels | None):
@@ -360,11 +363,9 @@ class Tier(NamedTuple):
         """The input of the first layer, projected."""
         x = frames if self.expand is None else self.expand(frames) + above
         x = self.layers[0].weights.input(x)
-        return (
-            x
-            if label is None or self.label is None
-            else x + self.label[label].reshape((1,) * (x.ndim - 2) + (*x.shape[-2:],))
-        )
+        if label is None or self.label is None:
+            return x
+        return x + self.label[label].reshape((1,) * (x.ndim - 2) + x.shape[-2:])
 
     def over(self, cell: Cell, frames: Float[Array, "time batch frame"], above, states: Carry, label):
         """The outputs [time, batch, units] of all frames, and the states behind them."""
@@ -470,16 +471,15 @@ class Network(nn.Module):
                 model.cell,
                 model.weight_norm,
                 forget_bias=3.0,
-                dtype=model.dtype,
                 name=f"{name}_{model.cell}_{i}",
             )()
             shape = (2 if model.cell == "lstm" else 1, model.width)
-            first = self.param(f"{name}_first_{i}", nn.initializers.zeros, shape).astype(model.dtype)
+            first = self.param(f"{name}_first_{i}", nn.initializers.zeros, shape)
             layers.append(Layer(layer, (first[:1], first[1:]) if model.cell == "lstm" else first))
         label = None
         if top and model.conditional:
             gates = layers[0].weights.input.kernel.shape[1]
-            label = self.param("label", nn.initializers.normal(0.1), (model.classes, gates)).astype(model.dtype)
+            label = self.param("label", nn.initializers.normal(0.1), (model.classes, gates))
         return Tier(
             None if top else dense(frame, model.width, kernel_init=he, name=f"{name}_expand")(),
             tuple(layers),

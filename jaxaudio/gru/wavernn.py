@@ -26,7 +26,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from jaxaudio.autoregressive import (
-    HALF,
+    BYTE,
     Autoregressive,
     coarse_fine,
     log_likelihood,
@@ -114,6 +114,7 @@ class WaveRNN(Autoregressive, Vocodes):
                 **{"loudest_db": 20.0, "output": "raw", "factors": (5, 5, 8), "width": 64, "blocks": 4, "aux": 32},
                 **{"units": 128, "layers": 1, "hidden": 64, "dense": 1},
                 **{"learning_rate": 5e-3, "decay_steps": 4000, "decay": 0.99},
+                **{"prune_from": 500, "prune_until": 2500, "prune_every": 100},
             },
             "tiny": {
                 **{"sample_rate": 16000, "segment": 160, "batch_size": 8, "window": 48, "fft": 128, "mels": 8},
@@ -132,7 +133,7 @@ class WaveRNN(Autoregressive, Vocodes):
             if getattr(self, name) < value:
                 raise InputError(f"{name} is {getattr(self, name)}: it is at least {value}")
         for name in ("learning_rate", "clip"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} is {getattr(self, name)}: it is above 0")
         if self.channels != 1:
             raise InputError(f"channels is {self.channels}: WaveRNN makes mono sound, pass 1")
@@ -159,6 +160,8 @@ class WaveRNN(Autoregressive, Vocodes):
             )
         if self.output == "mol" and self.top_p < 1:
             raise InputError(f"top_p is {self.top_p}: a mixture of logistics has no levels to choose from, pass 1")
+        if not abs(self.loudest_db) < float("inf"):
+            raise InputError(f"loudest_db is {self.loudest_db}: it is a level in dB")
         self._check_pruning()
         _ = self.filters  # refuses bands without a bin
 
@@ -169,6 +172,8 @@ class WaveRNN(Autoregressive, Vocodes):
             raise InputError(f"block is {self.block}: it divides units, {self.units}")
         if self.prune_until <= self.prune_from:
             raise InputError(f"prune_until is {self.prune_until}: it is above prune_from, {self.prune_from}")
+        if self.sparsity and self.prune_until > self.steps:
+            raise InputError(f"prune_until is {self.prune_until}: training ends at step {self.steps}, choose less")
 
     @property
     def steps(self) -> int:
@@ -203,7 +208,7 @@ class WaveRNN(Autoregressive, Vocodes):
     @property
     def levels(self) -> int:
         """Codes that a sample can have."""
-        return 2**self.bits if self.output == "raw" else HALF**2
+        return 2**self.bits if self.output == "raw" else BYTE**2
 
     @property
     def filters(self) -> np.ndarray:
@@ -231,7 +236,7 @@ class WaveRNN(Autoregressive, Vocodes):
     def inputs(self, codes: Codes) -> Float[Array, "*shape parts"]:
         """As the network sees them, in [-1, 1]; of `dual`: the upper and the lower byte."""
         if self.output == "dual":
-            return jnp.stack([linear_decode(part, HALF) for part in coarse_fine(codes)], -1)
+            return jnp.stack([linear_decode(part, BYTE) for part in coarse_fine(codes)], -1)
         return linear_decode(codes, self.levels)[..., None]
 
     def features(self, wave) -> Frames:
@@ -386,13 +391,15 @@ class WaveRNN(Autoregressive, Vocodes):
         numbers = numbers.reshape(count, self.hop, draws, batch)
         (hidden, code), codes = jax.lax.scan(frame, (carry.hidden, carry.code), (numbers, *given))
         past = Past(hidden, code, carry.position + count * self.hop)
-        return past, self.amplitudes(codes.reshape(-1, batch)).T[..., None]
+        codes = codes.reshape(-1, batch).T
+        return past, jnp.where(codes < 0, jnp.nan, self.amplitudes(codes))[..., None]
 
     def drawn(self, outputs: Float[Array, "batch outputs"], numbers: Float[Array, "draws batch"]) -> Codes:
         """The next code of `mol` or `raw`."""
         if self.output == "raw":
             return pick(outputs, numbers[0], self.temperature, self.top_p)
-        return self.codes(mixture_pick(outputs, numbers, self.temperature))
+        drawn = mixture_pick(outputs, numbers, self.temperature)
+        return jnp.where(jnp.isnan(drawn), -1, self.codes(drawn))
 
 
 class Past(NamedTuple):
@@ -472,11 +479,11 @@ def bytes_in_turn(model: WaveRNN, ready: Ready) -> tuple[tuple[Array, ...], Call
         carried, drawn = [], []
         for i, (first, last) in enumerate(both):
             if i:
-                x[1] = x[1] + linear_decode(drawn[0], HALF)[:, None] * of_upper[None]
+                x[1] = x[1] + linear_decode(drawn[0], BYTE)[:, None] * of_upper[None]
             carried.append(gate(halves[i], x[i], [products[i]]))
             logits = last(relu(first(carried[i])))
             drawn.append(pick(logits, numbers[i], model.temperature, model.top_p))
-        code = drawn[0] * HALF + drawn[1]
+        code = drawn[0] * BYTE + drawn[1]
         return ((jnp.concatenate(carried, -1),), code), code
 
     return (conditions(ready, layer.input, 3),), step

@@ -76,14 +76,14 @@ class Linear(NamedTuple):
     bias: Float[Array, "features"] | None
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch features"]:
-        y = x @ self.kernel
+        y = x.astype(self.kernel.dtype) @ self.kernel
         return y if self.bias is None else y + self.bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
 def relu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """x where it is positive, else 0. Not by a maximum: XLA's CPU backend makes one kernel of a chain of products with
+    """0 where x is not positive. Not by a maximum: XLA's CPU backend makes one kernel of a chain of products with
     maxima between them, which for 16 rows takes 2.5 times as long as the products."""
-    return jnp.where(x > 0, x, 0)
+    return jnp.where(x <= 0, 0, x)
 
 
 class Dense(nn.Module):
@@ -106,6 +106,13 @@ class Dense(nn.Module):
         return Linear(kernel.astype(self.dtype), bias)
 
 
+def orthogonal(key, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
+    """An orthogonal matrix per gate, side by side."""
+    units, gates = shape[0], shape[1] // shape[0]
+    init = nn.initializers.orthogonal()
+    return jnp.concatenate([init(each, (units, units), dtype) for each in jax.random.split(key, gates)], 1)
+
+
 class Weights(NamedTuple):
     """Of a recurrent layer: of its input, and of each product with its state."""
 
@@ -122,7 +129,7 @@ class Recurrent(nn.Module):
     cell: Cell = "gru"
     weight_norm: bool = False
     kernel_init: Callable = nn.initializers.lecun_uniform()
-    recurrent_init: Callable | None = None  # none: orthogonal
+    recurrent_init: Callable = orthogonal
     bias_init: Callable = nn.initializers.zeros
     forget_bias: float = 0.0  # what the bias of an LSTM's forget gate starts from
     dtype: Any = jnp.float32
@@ -135,7 +142,7 @@ class Recurrent(nn.Module):
         of_input = biased(self.inputs, chain.gates * units, kernel_init=self.kernel_init, name="input")()
         with_bias = self.cell != "gru_before"
         products = [
-            dense(units, n * units, with_bias, kernel_init=self.recurrent_init or orthogonal, name=f"recurrent_{i}",
+            dense(units, n * units, with_bias, kernel_init=self.recurrent_init, name=f"recurrent_{i}",
                   bias_init=self.bias_init)()
             for i, n in enumerate(chain.widths)
         ]  # fmt: skip
@@ -145,13 +152,6 @@ class Recurrent(nn.Module):
         """The input's bias."""
         bias = self.bias_init(key, shape, dtype)
         return bias.at[self.units : 2 * self.units].set(self.forget_bias) if self.cell == "lstm" else bias
-
-
-def orthogonal(key, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
-    """An orthogonal matrix per gate, side by side."""
-    units, gates = shape[0], shape[1] // shape[0]
-    init = nn.initializers.orthogonal()
-    return jnp.concatenate([init(each, (units, units), dtype) for each in jax.random.split(key, gates)], 1)
 
 
 def silent(cell: Cell, batch: int, units: int) -> Carry:

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxaudio.core import Frames, Shard
+from jaxaudio.dsp.companding import BYTE
 from jaxaudio.nn.recurrent import Dense, Linear, Recurrent, Weights, sequence, silent
 from jaxaudio.nn.upsampling import FrameNetwork, Rows, Smoothing, mix, rows, uniform
 
 Sequence = Float[Array, "time batch features"]
 
-BYTE = 256  # levels of each softmax of `dual`
 MIXTURES = 10  # logistics of `mol`
 
 

@@ -22,6 +22,7 @@ from jaxaudio.tasks.generate import (
     captions,
     drawing,
     labels,
+    listed,
     stem,
     watched,
     write_streams,
@@ -42,7 +43,7 @@ class Options:
     heard: float = 10.0  # seconds at the end of a longer recording that are heard, and written
     n: int = 1  # continuations of each recording
     alone: bool = False  # write the continuation without what was heard
-    label: str | None = None  # of a conditional model: a class by name or number; none: all in turn
+    label: str | None = None  # of a conditional model: a class by name or number; none: all in turn, if n is enough
     temperature: float | None = None  # of models that draw sample by sample; 0: always the most likely one
     top_p: float | None = None  # of the same: only the most likely levels, which together have this probability
 
@@ -52,6 +53,9 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     trained = drawing(trained, options.temperature, options.top_p)
     model, rate = trained.model, trained.model.sample_rate
     refuse(model, options)
+    if options.label is None and options.n < len(trained.labels):
+        known = listed(trained.labels)
+        raise InputError(f"this run is conditional: name the class with --label, one of {known}")
     recorder, sampler, shown = Recorder(model), Sampler(model, trained.params), []
     label = labels(trained.labels, options.label, options.n)
     titles = captions(trained.labels, label, options.n)
@@ -85,14 +89,19 @@ def refuse(model: Continues, options: Options) -> None:
     if not 1 <= options.n <= STREAMS:
         raise InputError(f"n is {options.n}: 1 to {STREAMS} continuations of each recording")
     added = round(options.seconds * model.sample_rate) if 0 < options.seconds <= MOST_CONTINUED else 0
-    if not added or options.n * options.seconds > MOST_CONTINUED:
-        rule = f"a sample or more, and {MOST_CONTINUED:.0f} s at most in all"
+    if not added:
+        raise InputError(f"seconds is {options.seconds:g}: a sample or more, and {MOST_CONTINUED:.0f} s at most")
+    if options.n * options.seconds > MOST_CONTINUED:
+        rule = f"{MOST_CONTINUED:.0f} s at most in all: lower --seconds to {int(MOST_CONTINUED / options.n)}"
         raise InputError(f"seconds is {options.seconds:g} and n {options.n}: {rule}")
     least = model.frame / model.sample_rate
     heard = round(options.heard * model.sample_rate) if 0 < options.heard <= MOST_HEARD else 0
-    if heard < model.frame or options.n * options.heard > MOST_HEARD:
-        rule = f"{model.frame} samples ({least:.4g} s) or more, and {MOST_HEARD:.0f} s at most for all n"
-        raise InputError(f"heard is {options.heard:g} and n {options.n}: hear {rule}")
+    if heard < model.frame:
+        rule = f"{model.frame} samples ({least:.4g} s) or more, and {MOST_HEARD:.0f} s at most"
+        raise InputError(f"heard is {options.heard:g}: hear {rule}")
+    if options.n * options.heard > MOST_HEARD:
+        rule = f"{MOST_HEARD:.0f} s at most for all n: lower --heard to {int(MOST_HEARD / options.n)}"
+        raise InputError(f"heard is {options.heard:g} and n {options.n}: {rule}")
 
 
 def last(blocks: Iterable[np.ndarray], model: Continues, most: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxaudio.core import Carry, Continues, Generates, InputError, Labels, Model, Params
 from jaxaudio.data import audio
-from jaxaudio.data.parts import Head, page
+from jaxaudio.data.parts import Head, finite, page
 from jaxaudio.runtime.folder import Trained
 from jaxaudio.runtime.sheet import draw
 
@@ -21,7 +21,7 @@ MOST_SOUNDS, MOST_SECONDS = 100_000, 3600.0  # of all sounds: they are made at o
 MOST_CONTINUED = 36_000.0  # the same of models that go on for ever, which make them block by block
 STREAMS = 128  # sounds that are made side by side, a file open for each
 BLOCK_SECONDS = 1.0  # of each
-SHOWCASE_SECONDS = (1.0, 4.0)  # least and most of what such a model shows while it learns
+USUAL_SECONDS = (1.0, 4.0)  # least and most of what such a model makes unless asked for more
 PANELS = 64  # of a sheet
 
 
@@ -31,7 +31,7 @@ class Options:
 
     n: int = 16  # how many sounds
     label: str | None = None  # of a conditional model: a class by name or number; none: all in turn
-    seconds: float | None = None  # length of each; none: the model's segment
+    seconds: float | None = None  # length of each; none: the model's segment or, of one that goes on for ever, 1 to 4 s
     temperature: float | None = None  # of models that draw sample by sample; 0: always the most likely one
     top_p: float | None = None  # of the same: only the most likely levels, which together have this probability
 
@@ -40,21 +40,40 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     """Writes `n` WAV files and one sheet of their spectrograms; the same files for the same seed."""
     trained = drawing(trained, options.temperature, options.top_p)
     model = trained.model
-    seconds = model.segment / model.sample_rate if options.seconds is None else options.seconds
-    most = MOST_CONTINUED if isinstance(model, Continues) else MOST_SECONDS
-    length = round(seconds * model.sample_rate) if 0 < seconds <= most else 0
-    if not (1 <= options.n <= MOST_SOUNDS and length and options.n * seconds <= most):
-        rule = f"ask for 1 to {MOST_SOUNDS} sounds, each of a sample or more, {most:.0f} s at most in all"
-        raise InputError(f"n is {options.n} and seconds {seconds:g}: {rule}")
+    length = length_of(model, options)
     label = labels(trained.labels, options.label, options.n)
-    if isinstance(model, Continues):
-        titles = captions(trained.labels, label, options.n)
-        write_long(out, Sampler(model, trained.params), jax.random.key(seed), label, titles, length)
-        return out
-    sound = jax.jit(model.generate, static_argnums=(2, 3))
-    waves = np.asarray(sound(trained.params, jax.random.key(seed), options.n, length, label))
-    write(out, waves, model.sample_rate, captions(trained.labels, label, options.n))
+    titles, key = captions(trained.labels, label, options.n), jax.random.key(seed)
+    try:
+        if isinstance(model, Continues):
+            write_long(out, Sampler(model, trained.params), key, label, titles, length)
+        else:
+            sound = jax.jit(model.generate, static_argnums=(2, 3))
+            waves = finite(np.asarray(sound(trained.params, key, options.n, length, label)))
+            write(out, waves, model.sample_rate, titles)
+    except audio.Unusable as reason:
+        raise InputError(f"{trained.folder} at step {trained.step}: {reason}") from reason
     return out
+
+
+def length_of(model: Model, options: Options) -> int:
+    """Samples of each sound. Raises InputError where there can't be so many or such long ones."""
+    if not 1 <= options.n <= MOST_SOUNDS:
+        raise InputError(f"n is {options.n}: ask for 1 to {MOST_SOUNDS} sounds")
+    most = MOST_CONTINUED if isinstance(model, Continues) else MOST_SECONDS
+    seconds = usual_length(model) / model.sample_rate if options.seconds is None else options.seconds
+    length = round(seconds * model.sample_rate) if 0 < seconds <= most else 0
+    if not length or options.n * seconds > most:
+        asked = f"a sound {seconds:g} s without --seconds" if options.seconds is None else f"seconds {seconds:g}"
+        raise InputError(f"n is {options.n} and {asked}: each of a sample or more, {most:.0f} s at most in all")
+    return length
+
+
+def usual_length(model: Model) -> int:
+    """Samples of a sound where no length is asked for."""
+    if not isinstance(model, Continues):
+        return model.segment
+    # Its segment is as long as training wants it, not as long as one would listen.
+    return int(np.clip(model.segment, *(round(each * model.sample_rate) for each in USUAL_SECONDS)))
 
 
 def drawing(trained: Trained, temperature: float | None, top_p: float | None) -> Trained:
@@ -78,21 +97,20 @@ class Sampler:
         self.extend = jax.jit(model.extend, static_argnums=3)
 
     def on(self, carry: Carry, key: jax.Array, length: int) -> Iterator[np.ndarray]:
-        """The next `length` samples [n, some, channels] behind what `begin` or `hear` gave."""
+        """The next `length` samples [n, some, channels] behind what `begin` or `hear` gave. Raises `audio.Unusable`
+        where they are not finite."""
         frames = max(1, round(BLOCK_SECONDS * self.model.sample_rate / self.model.frame))
         carry = jax.device_put(carry, self.device)  # where those that follow are: else the second block recompiles
         for done in range(0, length, frames * self.model.frame):
             carry, wave = self.extend(self.params, carry, key, frames)
-            yield np.asarray(wave)[:, : length - done]
+            yield finite(np.asarray(wave)[:, : length - done])
 
 
 class Showcase:
     """The same sounds again and again while a model learns: same latents, same labels."""
 
     def __init__(self, model: Model, names: tuple[str, ...], n: int):
-        self.model, self.n, self.length = model, n, model.segment
-        if isinstance(model, Continues):  # its segment is as long as training wants it
-            self.length = int(np.clip(model.segment, *(round(each * model.sample_rate) for each in SHOWCASE_SECONDS)))
+        self.model, self.n, self.length = model, n, usual_length(model)
         names = names if model.classes else ()
         self.label = labels(names, None, n)
         self.titles = captions(names, self.label, n)
@@ -114,9 +132,13 @@ def labels(names: tuple[str, ...], asked: str | None, n: int) -> jax.Array | Non
         return jnp.arange(n) % len(names)
     index = names.index(asked) if asked in names else int(asked) if asked.isdecimal() else -1
     if not 0 <= index < len(names):
-        known = ", ".join(f"{i} {name}" for i, name in enumerate(names))
-        raise InputError(f"there is no label {asked!r}: choose from {known}")
+        raise InputError(f"there is no label {asked!r}: choose from {listed(names)}")
     return jnp.full(n, index)
+
+
+def listed(names: tuple[str, ...]) -> str:
+    """The classes by number and name."""
+    return ", ".join(f"{i} {name}" for i, name in enumerate(names))
 
 
 def captions(names: tuple[str, ...], label: jax.Array | np.ndarray | None, n: int) -> list[str]:

@@ -72,7 +72,7 @@ def coding(trained: Trained, options: Options, seed: int) -> tuple["Codec", Back
 def vocoding(trained: Trained, options: Options, seed: int) -> tuple[Vocoder, Back]:
     """The same of a vocoder."""
     refuse_fidelity(trained, options.fidelity)
-    vocoder = Vocoder(trained.model, trained.params, seed, options.fold)
+    vocoder = Vocoder(trained.model, trained.model.prepared(trained.params), seed, options.fold)
     return vocoder, lambda blocks, length, loud: vocoder.sound(vocoder.features(blocks, length), length, loud)
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import os
+import stat
 import warnings
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -47,7 +49,7 @@ class Options:
 def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     """Writes NAME.wav per file of features, and a sheet of the first few."""
     model = drawing(trained, options.temperature, options.top_p).model
-    vocoder, shown = Vocoder(model, trained.params, seed, options.fold), []
+    vocoder, shown = Vocoder(model, model.prepared(trained.params), seed, options.fold), []
 
     def vocode(path: Path, target: Path) -> str:
         frames = opened(path, vocoder)
@@ -116,7 +118,8 @@ class Vocoder(Recorder):
         """The sound of frames [some, bands], `length` samples in all, times `loud`. Raises `audio.Unusable`
         where it is not finite."""
         count, left = -(-length // self.model.hop), length
-        for block in self.whole(frames, count) if self.step is None else self.stretches(frames, count):
+        cut = self.step is not None and count > self.step + self.overlap
+        for block in self.stretches(frames, count) if cut else self.whole(frames, count):
             wave = finite(block[:left])
             left -= len(wave)
             if len(wave):
@@ -140,11 +143,12 @@ class Vocoder(Recorder):
         yield tail
 
     def rows(self, count: int) -> int:
-        """How many stretches of `count` frames are made at once: all or, where they are many, as many as there is room
-        for; a power of two, for few compilations."""
+        """How many stretches of `count` frames are made at once: all or, where there is no room for so many, groups
+        that are as even as can be."""
         wanted = max(1, -(-(count - self.overlap) // self.step))
-        room = max(1, self.frames_in(ROWS_SECONDS) // self.step)
-        return min(ROWS, 1 << (wanted - 1).bit_length(), 1 << (room.bit_length() - 1))
+        most = min(ROWS, max(1, self.frames_in(ROWS_SECONDS) // self.step))
+        groups = -(-wanted // most)
+        return -(-wanted // groups)
 
     def side_by_side(self, frames: np.ndarray, group: int = 0) -> np.ndarray:
         """Sounds [rows, time, channels] of frames [rows, frames, bands], of which the first and the last `reach` are
@@ -183,6 +187,8 @@ def opened(path: Path, vocoder: Vocoder) -> np.ndarray:
     model, bands = vocoder.model, vocoder.bands
     wanted = f"this run wants float [frames, {bands}], a frame per {model.hop} samples at {model.sample_rate} Hz"
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # one that waits for a writer would never be opened
+            raise audio.Unusable("not a regular file")
         with warnings.catch_warnings(action="ignore"):  # of files that Python 2 wrote
             frames = np.lib.format.open_memmap(path, mode="r")
     except OSError as problem:

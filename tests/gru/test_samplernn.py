@@ -215,6 +215,26 @@ def test_loss_and_gradients_equal_pytorchs():
         )
 
 
+@pytest.mark.parametrize("name", ["gru_before", "rnn, four tiers, 16 bits"])
+def test_bfloat16_computes_nearly_what_float32_computes(name):
+    model, params = subject(name)
+    half = dataclasses.replace(model, dtype="bfloat16")
+    wave = noise(jax.random.key(4))[:, :32]
+    exact, near = programs(name)[2](params, wave, LABEL), jax.jit(half.bits)(params, wave, LABEL)
+    assert near.dtype == jnp.float32
+    np.testing.assert_allclose(near, exact, rtol=0.02)
+    _, drawn = jax.jit(half.extend, static_argnums=3)(params, half.begin(params, ROWS, LABEL), jax.random.key(2), 2)
+    assert float(jnp.max(jnp.abs(drawn))) <= 1
+
+
+def test_weights_that_are_not_finite_give_bits_and_sound_that_are_not():
+    model, params = subject()
+    broken = params | {"tier_1_up": jax.tree.map(lambda x: x * jnp.nan, params["tier_1_up"])}
+    extend, _, bits = programs()
+    assert bool(jnp.isnan(bits(broken, noise(jax.random.key(4))[:, :56], LABEL)).all())
+    assert bool(jnp.isnan(extend(broken, model.begin(broken, ROWS, LABEL), jax.random.key(2), 4)[1]).all())
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -224,6 +244,8 @@ def test_loss_and_gradients_equal_pytorchs():
         ({"levels": 65536}, "16 bits are linear"),
         ({"levels": 100}, "multiple of 16"),
         ({"temperature": -0.1}, "temperature is -0.1"),
+        ({"temperature": 1e-9}, "temperature is 1e-09"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"channels": 2}, "SampleRNN is mono"),
     ],

@@ -200,6 +200,15 @@ def test_training_gives_the_distributions_that_the_drawn_sound_was_drawn_from(na
     assert len(np.unique(codes)) > 20
 
 
+@pytest.mark.parametrize("name", ["mol", "raw", "dual"])
+def test_weights_that_are_not_finite_give_sound_that_is_not(name):
+    model = MODELS[name]
+    params = given(model)
+    broken = {**params, "network": jax.tree.map(lambda x: x * jnp.nan, params["network"])}
+    frames = jnp.ones((1, 1 + 2 * REACH, model.mels))
+    assert bool(jnp.isnan(model.vocode(broken, model.open(broken, 1), frames, jax.random.key(0))[1]).all())
+
+
 def test_frames_of_another_configuration_and_too_few_of_them_are_refused():
     params = given(TINY)
     with pytest.raises(InputError, match="the frames have 9 mel bands: this model takes 8"):

@@ -142,6 +142,6 @@ def test_a_scan_that_looks_ahead_is_a_scan(count, reverse):
 
 
 def test_what_is_not_positive_becomes_0_and_has_no_gradient():
-    x = jnp.array([-1.0, 0.0, 2.0])
-    np.testing.assert_array_equal(relu(x), [0, 0, 2])
-    np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(relu(x)))(x), [0, 0, 1])
+    x = jnp.array([-1.0, 0.0, 2.0, jnp.nan])
+    np.testing.assert_array_equal(relu(x), [0, 0, 2, jnp.nan])
+    np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(relu(x)))(x), [0, 0, 1, 1])

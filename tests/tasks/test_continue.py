@@ -92,6 +92,20 @@ def test_alone_the_continuation_is_what_else_follows_the_recording(tmp_path):
     np.testing.assert_array_equal(alone, whole[80:])
 
 
+def test_a_recording_is_not_continued_as_a_class_that_nobody_chose(tmp_path):
+    given = run_of(Walk(classes=2), tmp_path, ("low", "high"))
+    with pytest.raises(InputError, match="conditional: name the class with --label, one of 0 low, 1 high$"):
+        made(given, [tmp_path / "none.wav"], tmp_path / "out", n=1)
+
+
+def test_a_continuation_that_is_not_finite_is_left_out(tmp_path):
+    audio.write(tmp_path / "a.wav", sound(80), 1000)
+    given = run_of(Walk(), tmp_path)._replace(params={"loud": np.float32("nan")})
+    with pytest.raises(InputError, match="none of 1 files can be used; .* not finite: name an earlier --checkpoint"):
+        made(given, [tmp_path / "a.wav"], tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_label_is_chosen_by_name_or_number_else_all_come_in_turn(tmp_path):
     given = run_of(Walk(classes=2), tmp_path, ("low", "high"))
     audio.write(tmp_path / "a.wav", sound(80), 1000)
@@ -130,13 +144,14 @@ def test_a_prompt_shorter_than_a_frame_is_refused_with_the_shortest_there_can_be
     [
         ({"n": 0}, "n is 0: 1 to 128 continuations"),
         ({"n": 129}, "n is 129"),
-        ({"seconds": 0.0}, "seconds is 0 and n 1: a sample or more"),
+        ({"seconds": 0.0}, "seconds is 0: a sample or more"),
         ({"seconds": -1.0}, "seconds is -1"),
         ({"seconds": float("nan")}, "seconds is nan"),
-        ({"seconds": 20_000.0, "n": 2}, "36000 s at most in all"),
-        ({"heard": 0.005}, r"heard is 0.005 and n 1: hear 8 samples \(0.008 s\) or more"),
+        ({"seconds": 20_000.0, "n": 2}, "36000 s at most in all: lower --seconds to 18000"),
+        ({"heard": 0.005}, r"heard is 0.005: hear 8 samples \(0.008 s\) or more"),
         ({"heard": float("inf")}, "heard is inf"),
-        ({"heard": 20.0, "n": 31}, "600 s at most for all n"),
+        ({"heard": 20.0, "n": 31}, "600 s at most for all n: lower --heard to 19"),
+        ({"n": 128}, "heard is 10 and n 128: .*: lower --heard to 4$"),
         ({"temperature": -0.1}, "temperature is -0.1"),
         ({"label": "a"}, "label is 'a', but this model is unconditional"),
     ],
@@ -175,7 +190,7 @@ def test_the_verb_is_listed_helped_with_and_refused_where_a_run_lacks_it(singer,
     assert code == 2
     assert "can't continue: it can generate, morph" in err
     audio.write(tmp_path / "short.wav", sound(7), 16000)
-    code, _, err = run(sample.main, "continue", singer, tmp_path, capsys=capsys)
+    code, _, err = run(sample.main, "continue", singer, tmp_path, "--label", "hiss", capsys=capsys)
     assert code == 2
     assert "too short: 7 samples at 16000 Hz, this model hears 8 samples, 0.0005 s or more" in err
     assert err.count("\n") == 1

@@ -95,7 +95,9 @@ def test_temperature_and_top_p_are_those_of_the_model_unless_asked_for(tmp_path)
         ({"seconds": 3601.0, "n": 10}, "n is 10 and seconds 3601"),
         ({"seconds": float("inf")}, "seconds inf"),
         ({"seconds": 0.0001}, "each of a sample or more"),
-        ({"n": 0}, "n is 0"),
+        ({"n": 0}, "n is 0: ask for 1 to 100000 sounds$"),
+        ({"n": 1_000_000, "seconds": 0.004}, "n is 1000000: ask for 1 to 100000 sounds$"),
+        ({"n": 40_000}, "n is 40000 and a sound 1 s without --seconds: .* 36000 s at most in all"),
     ],
 )
 def test_impossible_lengths_and_numbers_are_refused(tmp_path, options, words):
@@ -114,11 +116,20 @@ def test_nothing_is_left_behind_by_files_that_were_not_finished(tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_while_it_learns_a_model_shows_sounds_that_can_be_listened_to(tmp_path):
+def test_sound_that_is_not_finite_is_told_with_its_remedy(tmp_path):
+    given = run_of(Walk(), tmp_path)._replace(params={"loud": np.float32("nan")})
+    with pytest.raises(InputError, match="at step 2: what the model makes is not finite: name an earlier --checkpoint"):
+        made(given, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_without_a_length_and_while_it_learns_a_model_makes_sounds_that_can_be_listened_to(tmp_path):
     for segment, length in ((64, 1000), (2500, 2500), (80_000, 4000)):
         show = generate.Showcase(Walk(segment=segment), (), 2)
         waves, _ = show(PARAMS, jax.random.key(0), tmp_path / str(segment), "0000001")
         assert waves.shape == (2, length, 1)
+        (wave,) = made(run_of(Walk(segment=segment), tmp_path), tmp_path / f"made-{segment}", n=1)
+        assert wave.shape == (length, 1)
 
 
 def test_a_trained_model_gives_the_same_files_for_the_same_seed_and_any_length(singer, tmp_path):

@@ -150,7 +150,7 @@ def test_latents_whose_sound_is_not_finite_are_left_out_and_the_others_go_on(fil
     huge = altered(path, latent=np.full((50, 8), 3e38, np.float32))
     decoded(given, [huge, path], tmp_path / "new")
     row = next(row for row in capsys.readouterr().out.splitlines() if "altered" in row)
-    assert "left out: what the model makes of it is not finite: name an earlier --checkpoint" in row
+    assert "left out: what the model makes is not finite: name an earlier --checkpoint" in row
     assert [found.name for found in (tmp_path / "new").iterdir()] == ["a.wav"]
 
 

@@ -1,5 +1,7 @@
 """The verbs vocode, encode and reconstruct of vocoders: in blocks or at once, whole or folded."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,6 +172,23 @@ def test_a_sound_shorter_than_a_stretch_is_not_changed_by_folding():
         assert folded.rows(count) == 1
 
 
+def test_a_fold_longer_than_the_sound_makes_no_more_than_the_sound_needs(monkeypatch):
+    vocoder, blocks = vocoder_of(fold=60.0), []
+    program = vocoder.program
+    monkeypatch.setattr(vocoder, "program", lambda *given: blocks.append(1) or program(*given))
+    assert len(made(vocoder, sound(100, 8))) == 800
+    assert len(blocks) == -(-100 // vocoder.block)
+
+
+@pytest.mark.parametrize(("most", "wanted", "rows"), [(64, 33, 33), (64, 64, 64), (64, 65, 33), (4, 9, 3), (4, 1, 1)])
+def test_groups_of_stretches_are_even(monkeypatch, most, wanted, rows):
+    monkeypatch.setattr(vocode, "ROWS", most)
+    vocoder = vocoder_of(fold=0.08)
+    assert vocoder.rows(10 * wanted + 3) == rows
+    monkeypatch.setattr(vocode, "ROWS_SECONDS", 0.24)
+    assert vocoder.rows(10_003) <= 3, "there is no room for more"
+
+
 @pytest.mark.parametrize("count", [14, 127, 128, 129, 700])
 def test_folded_sound_is_as_long_as_asked_for_and_its_programs_are_few(count):
     vocoder = vocoder_of(fold=0.08, **MIXING)
@@ -249,10 +268,17 @@ def test_a_damaged_file_of_features_gives_one_line_and_the_others_go_on(tmp_path
     assert err == "3 of 4 files were left out\n"
 
 
+def test_what_is_no_regular_file_is_left_out_and_not_waited_for(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.npy")
+    np.save(tmp_path / "a.npy", sound(70, 8))
+    of_recordings(vocode, run_of(Still(), tmp_path), [tmp_path / "pipe.npy", tmp_path / "a.npy"], tmp_path / "out")
+    assert "left out: not a regular file" in capsys.readouterr().out
+
+
 def test_sound_that_is_not_finite_is_left_out(tmp_path):
     audio.write(tmp_path / "a.wav", sound(400), 1000)
     given = run_of(Still(), tmp_path)._replace(params={"loud": np.float32("nan")})
-    with pytest.raises(InputError, match="what the model makes of it is not finite: name an earlier --checkpoint"):
+    with pytest.raises(InputError, match="what the model makes is not finite: name an earlier --checkpoint"):
         of_recordings(reconstruct, given, [tmp_path / "a.wav"], tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.wav"))
 
