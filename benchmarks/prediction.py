@@ -7,6 +7,7 @@ levels, and know nothing before the first. The predictors are fitted to the reco
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import jax
 import numpy as np
