@@ -10,6 +10,8 @@ rounded to 16 bits; biases of `dual` are those of PyTorch's GRU; a pruned matrix
 outputs. `small` is this project's own.
 
     python train.py wavernn:small --data FOLDER --eval-every 500
+
+On digits16k's held-out speakers after 2500 steps: 4.74 bits per 9-bit sample (README).
 """
 
 import dataclasses
