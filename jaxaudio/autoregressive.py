@@ -65,7 +65,8 @@ def pick(
         weight = jnp.where(weight >= least, weight, 0)
     summed = cumulative(weight)
     passed = summed <= jnp.expand_dims(uniform, -1) * summed[..., -1:]
-    return jnp.where(jnp.isnan(most), -1, jnp.minimum(jnp.sum(passed, -1), logits.shape[-1] - 1))
+    whole = summed[..., -1] > 0  # not so of what is no number; asking the logits takes XLA's CPU backend much longer
+    return jnp.where(whole, jnp.minimum(jnp.sum(passed, -1), logits.shape[-1] - 1), -1)
 
 
 def cumulative(x: Float[Array, "*rows levels"]) -> Float[Array, "*rows levels"]:
