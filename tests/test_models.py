@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxaudio import zoo
-from jaxaudio.core import Batch, Classifies, Generates, Model, Morphs, Shard
+from jaxaudio.core import Batch, Classifies, Continues, Generates, Model, Morphs, Shard, Vocodes
 from jaxaudio.runtime.checkpoint import Checkpoints, abstract
 from jaxaudio.runtime.parallel import Devices
 
@@ -183,6 +183,39 @@ def test_morphing_passes_through_the_sounds_at_its_ends(subject):
     label = jnp.zeros(2, int) if model.classes else None
     whole = model.generate(params, jax.random.key(3), 2, model.segment, label)
     np.testing.assert_allclose(model.render(params, model.latents(jax.random.key(3), 2), label), whole, atol=1e-6)
+
+
+def test_what_is_continued_goes_on_in_parts_and_needs_some_bits(subject):
+    model = subject.model
+    if not isinstance(model, Continues):
+        pytest.skip(f"{zoo.name_of(model)} does not continue")
+    params, wave = subject.weights(), jnp.asarray(subject.batch(0).wave)[:2]
+    label = jnp.arange(2) if model.classes else None
+    heard = jax.jit(model.hear)(params, wave, label)
+    extend = jax.jit(model.extend, static_argnums=3)
+    _, whole = extend(params, heard, jax.random.key(3), 2)
+    assert whole.shape == (2, 2 * model.frame, model.channels)
+    assert float(jnp.max(jnp.abs(whole))) <= 1
+    carry, first = extend(params, heard, jax.random.key(3), 1)
+    _, second = extend(params, carry, jax.random.key(3), 1)
+    np.testing.assert_allclose(jnp.concatenate([first, second], 1), whole, atol=1e-6)
+    bits = jax.jit(model.bits)(params, wave, label)
+    assert bits.shape == (2,)
+    assert float(jnp.min(bits)) > 0
+
+
+def test_a_vocoder_makes_a_hop_of_sound_of_every_frame_but_those_around(subject):
+    model = subject.model
+    if not isinstance(model, Vocodes):
+        pytest.skip(f"{zoo.name_of(model)} does not vocode")
+    params, around = subject.weights(), 2 * model.reach
+    wave = jnp.resize(jnp.asarray(subject.batch(0).wave)[:2], (2, (3 + around) * model.hop, model.channels))
+    frames = jax.jit(model.features)(wave)
+    assert frames.shape[:2] == (2, 3 + around)
+    for ready in (params, model.prepared(params)):
+        _, sound = jax.jit(model.vocode)(ready, model.open(ready, 2), frames, jax.random.key(3))
+        assert sound.shape == (2, 3 * model.hop, model.channels)
+        assert float(jnp.max(jnp.abs(sound))) <= 1
 
 
 def test_classifying_reads_every_row_alone_and_gives_a_logit_per_class(subject):

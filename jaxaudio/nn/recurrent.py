@@ -122,7 +122,7 @@ class Weights(NamedTuple):
 
 class Recurrent(nn.Module):
     """The weights of a layer [inputs] -> [units]. Biases are where PyTorch has them, on the input and on the product,
-    but for `gru_before`, which has them on the input only. Recurrent kernels start orthogonal, gate by gate."""
+    but for `gru_before`, which has them on the input only. Always float32: rounding adds up from step to step."""
 
     inputs: int
     units: int
@@ -132,12 +132,11 @@ class Recurrent(nn.Module):
     recurrent_init: Callable = orthogonal
     bias_init: Callable = nn.initializers.zeros
     forget_bias: float = 0.0  # what the bias of an LSTM's forget gate starts from
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self) -> Weights:
         chain, units = CELLS[self.cell], self.units
-        dense = partial(Dense, weight_norm=self.weight_norm, dtype=self.dtype)
+        dense = partial(Dense, weight_norm=self.weight_norm)
         biased = partial(dense, bias_init=self.starts)
         of_input = biased(self.inputs, chain.gates * units, kernel_init=self.kernel_init, name="input")()
         with_bias = self.cell != "gru_before"
