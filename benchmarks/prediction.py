@@ -5,14 +5,13 @@ is shorter; a shorter recording is followed by zeros. Model and predictors get t
 levels, and know nothing before the first. The predictors are fitted to the recordings that the run was trained on.
 """
 
-import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
 import numpy as np
 
-from benchmarks.recordings import Taken, clips_of, in_batches, in_turn, together, trained_on
+from benchmarks.recordings import Taken, clips_of, cut_into, in_batches, in_turn, stretch, together, trained_on
 from benchmarks.scorecard import Card, Row
 from jaxaudio.core import InputError
 from jaxaudio.data.audio import shown
@@ -22,7 +21,6 @@ from jaxaudio.metrics import prediction as P
 from jaxaudio.metrics.bootstrap import mean_interval
 from jaxaudio.runtime.folder import Trained
 
-SECONDS = 3.0  # of a stretch at most
 FITTED = 1000  # stretches at most that predictors are fitted to,
 SAMPLES = 2**25  # and samples of these
 BITS = "bits per sample"
@@ -35,7 +33,7 @@ Scores = Callable[[np.ndarray], np.ndarray]  # codes [rows, time] -> bits per sa
 
 def of_predictor(run: Trained, pack: Pack, split: str, n: int, how: Mapping[str, int]) -> Card:
     """The bits of `n` recordings at most; how: `resamples` and `seed` of the intervals."""
-    stretched = cut_into(run, stretch(run, pack, split))
+    stretched = cut_into(run, stretch(run, pack, split, run.model.frame))
     held = together(in_turn(clips_of(stretched, pack, split), n))
     quantiser, left_out, bits, rows = P.Quantiser(run.model.levels, run.model.law), [], {}, []
     if unlike := other_classes(run, pack):
@@ -57,20 +55,6 @@ def of_predictor(run: Trained, pack: Pack, split: str, n: int, how: Mapping[str,
     seconds = held.wave.shape[1] / run.model.sample_rate
     title = f"{len(held.wave)} recordings ({split}) foretold sample by sample, {seconds:.3g} s of each"
     return Card("predicted", title, rows, left_out)
-
-
-def stretch(run: Trained, pack: Pack, split: str) -> int:
-    """Samples of a stretch."""
-    lengths = clips_of(cut_into(run, run.model.frame), pack, split).length
-    most = min(SECONDS * run.model.sample_rate, float(np.median(lengths)))
-    return max(1, int(most) // run.model.frame) * run.model.frame
-
-
-def cut_into(run: Trained, length: int) -> Trained:
-    """The run, for recordings in stretches of this length. Its model may refuse to train on these, and is not asked."""
-    model = copy.copy(run.model)
-    object.__setattr__(model, "segment", length)
-    return run._replace(model=model)
 
 
 def other_classes(run: Trained, pack: Pack) -> str:

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.prediction import cut_into
-from benchmarks.recordings import clips_of, in_batches, in_turn, together
+from benchmarks.recordings import clips_of, cut_into, in_batches, in_turn, stretch, together
 from benchmarks.scorecard import Card, Row
 from jaxaudio.core import Encodes, InputError
 from jaxaudio.data.audio import shown
@@ -27,7 +26,6 @@ from jaxaudio.runtime.sheet import draw
 from jaxaudio.tasks.reconstruct import leading
 from jaxaudio.tasks.vocode import Vocoder
 
-SECONDS = 3.0  # of a stretch at most, unless the model's segment is longer
 BANDS = (16, 64)  # of the noise vocoders
 VOCODED = 200  # recordings at most that go through these, which take longer than most models
 DRAWN = 64  # recordings at most that go through a vocoder, which may draw them sample by sample
@@ -83,13 +81,6 @@ def compared(
     sheet = [real[:SHOWN], made[:SHOWN], *(sounds[:SHOWN] for sounds in noisy.values())]
     names = ["recording", "reconstruction", *(f"noise vocoder, {bands} bands" for bands in noisy)]
     return rows, partial(page, run, sheet, names)
-
-
-def stretch(run: Trained, pack: Pack, split: str, unit: int) -> int:
-    """Samples of a stretch: a multiple of `unit`."""
-    clips = clips_of(cut_into(run, unit), pack, split)
-    most = min(SECONDS * run.model.sample_rate, float(np.median(clips.length)))
-    return max(1, int(most) // unit) * unit
 
 
 def heard(clips: Clips, n: int) -> tuple[np.ndarray, list[str]]:

@@ -1,5 +1,6 @@
 """What the scorecard compares: recordings of a split, sounds that a run makes, embeddings from elsewhere."""
 
+import copy
 import json
 import zipfile
 import zlib
@@ -19,6 +20,7 @@ from jaxaudio.data.pack import Folder, Pack, open_pack
 from jaxaudio.runtime.folder import Trained
 
 BATCH = 50  # sounds made at once
+SECONDS = 3.0  # of a stretch at most, unless its unit is longer
 
 
 def data_of(run: Trained, folder: Path | None) -> Pack:
@@ -57,6 +59,21 @@ def clips_of(run: Trained, pack: Pack, split: str) -> Clips:
             f"{clips.units} recordings in the split {split}: scores need 2 at least; choose another --split"
         )
     return clips
+
+
+def stretch(run: Trained, pack: Pack, split: str, unit: int) -> int:
+    """Samples of the stretches of recordings that are compared: a multiple of `unit`, one at least, of 3 seconds and
+    the median recording at most."""
+    lengths = clips_of(cut_into(run, unit), pack, split).length
+    most = min(SECONDS * run.model.sample_rate, float(np.median(lengths)))
+    return max(1, int(most) // unit) * unit
+
+
+def cut_into(run: Trained, length: int) -> Trained:
+    """The run, for recordings in stretches of this length. Its model may refuse to train on these, and is not asked."""
+    model = copy.copy(run.model)
+    object.__setattr__(model, "segment", length)
+    return run._replace(model=model)
 
 
 def in_turn(clips: Clips, most: int) -> Iterator[Taken]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import prediction as B
-from benchmarks import quality
+from benchmarks import quality, recordings
 from jaxaudio.core import Continues, InputError
 from jaxaudio.data import audio
 from jaxaudio.data.pack import Folder, open_pack
@@ -146,11 +146,11 @@ def test_rows_are_the_bits_of_the_same_samples_and_the_difference_is_paired(pack
 
 
 def test_a_stretch_is_of_whole_frames_three_seconds_at_most_and_one_frame_at_least(pack, teller, monkeypatch):
-    assert B.stretch(teller(frame=100), pack, "valid") == 3000
-    assert B.stretch(teller(frame=4096), pack, "valid") == 4096
-    assert B.stretch(teller(frame=100, segment=512 * 200), pack, "valid") == 3000, "whatever it trains on"
-    monkeypatch.setattr(B, "SECONDS", 0.05)
-    assert B.stretch(teller(frame=100), pack, "valid") == 800
+    assert recordings.stretch(teller(frame=100), pack, "valid", 100) == 3000
+    assert recordings.stretch(teller(frame=4096), pack, "valid", 4096) == 4096
+    assert recordings.stretch(teller(frame=100, segment=512 * 200), pack, "valid", 100) == 3000, "whatever it trains on"
+    monkeypatch.setattr(recordings, "SECONDS", 0.05)
+    assert recordings.stretch(teller(frame=100), pack, "valid", 100) == 800
     card, rows = card_of(teller(), pack, n=100)
     assert rows[B.BITS].n == 30, "a recording has three"
     assert "0.0499 s" in card.title

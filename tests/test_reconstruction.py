@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import quality
+from benchmarks import quality, recordings
 from benchmarks import reconstruction as R
 from benchmarks.scorecard import deliver
 from jaxaudio.core import Encodes, InputError
@@ -179,7 +179,7 @@ def test_silent_recordings_are_left_out_and_a_split_of_silence_is_refused(tmp_pa
 
 
 def test_short_sounds_and_silent_reconstructions_leave_rows_out_with_their_reason(pack, tmp_path, monkeypatch):
-    monkeypatch.setattr(R, "SECONDS", 0.05)
+    monkeypatch.setattr(recordings, "SECONDS", 0.05)
     card, rows = card_of(codec(segment=256), pack)
     assert not {R.STFT, "right over other", "mel distance", "loudness difference"} & set(rows)
     for name, reason in ((R.STFT, "needs 1025"), ("mel distance", "needs 1025"), ("loudness difference", "needs 6400")):

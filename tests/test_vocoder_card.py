@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import quality
+from benchmarks import quality, recordings
 from benchmarks import reconstruction as R
 from jaxaudio.core import InputError
 from jaxaudio.data import audio
@@ -78,7 +78,7 @@ def test_a_stretch_is_a_whole_number_of_hops_and_the_title_tells_it(pack, withou
     card, _ = card_of(still(segment=6400), pack)
     assert card.title == f"8 recordings (valid, {R.DRAWN} at most) as features and back, 0.56 s of each"
     assert R.stretch(still(), pack, "valid", 64) == LENGTH // 64 * 64
-    monkeypatch.setattr(R, "SECONDS", 0.25)
+    monkeypatch.setattr(recordings, "SECONDS", 0.25)
     assert R.stretch(still(), pack, "valid", 64) == 62 * 64
 
 
