@@ -28,11 +28,13 @@ from benchmarks.recordings import (
     BATCH,
     Taken,
     clips_of,
+    cut_into,
     data_of,
     in_batches,
     in_turn,
     load_embeddings,
     sounds_of,
+    stretch,
     together,
     trained_on,
 )
@@ -102,7 +104,7 @@ def main(arguments: list[str]) -> None:
     compared = (given.run, given.pack, options.split, options.n, given.how)
     cards = {
         Continues: lambda: of_predictor(*compared),
-        Generates: lambda: of_generator(given),
+        Generates: lambda: of_generator(in_stretches(given)),
         Encodes: lambda: of_autoencoder(*compared),
         Vocodes: lambda: of_vocoder(*compared),
         Classifies: lambda: of_classifier(given),
@@ -111,6 +113,14 @@ def main(arguments: list[str]) -> None:
         if isinstance(given.run.model, capability):
             deliver(card(), about, options.run / "scores", options.json)
     print(f"scored in {time.perf_counter() - began:.0f} s -> {shown(report.write(options.run))}")
+
+
+def in_stretches(given: Given) -> Given:
+    """The same with sounds as long as `stretch` says, of a model that makes any length whatever it is trained on."""
+    run = given.run
+    if not isinstance(run.model, Continues):
+        return given
+    return given._replace(run=cut_into(run, stretch(run, given.pack, given.options.split, run.model.frame)))
 
 
 def opened(options: Options) -> Given:
