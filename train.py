@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 
 from jaxaudio import zoo
-from jaxaudio.core import Batch, Encodes, Generates, InputError, Model, State, Vocodes
+from jaxaudio.core import Encodes, Generates, InputError, Model, State, Vocodes
 from jaxaudio.data import audio, synth
 from jaxaudio.data.clips import Clips, Plan, fetcher
 from jaxaudio.data.pack import Folder, Pack, cache_folder, open_pack
@@ -167,7 +167,7 @@ class Examination:
             longer = reconstruct.audible(self.model, int(held_out.length.max(initial=0)))
             held_out = Clips(held_out.pack, longer, self.run.seed, "valid")
         for plan, count in held_out.survey(self.run.samples):
-            self.real = Batch(*(field[:count] for field in held_out.gather(plan)))
+            self.real = jax.tree.map(lambda x, count=count: x[:count], held_out.gather(plan))
             self.titles = generate.captions(self.labels, self.real.label if self.labels else None, count)
             break
         if isinstance(self.model, Encodes | Vocodes) and self.real:

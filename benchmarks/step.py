@@ -108,9 +108,15 @@ def measure(options: Options, stage: Hashable) -> dict[str, object]:
 
 
 def noise(model: Model) -> Batch:
-    """A batch of quiet noise with labels in turn."""
-    wave = 0.1 * np.random.default_rng(0).standard_normal((model.batch_size, model.segment, model.channels))
-    return Batch(wave.astype(np.float32), (np.arange(model.batch_size) % max(1, model.classes)).astype(np.int32))
+    """A batch of quiet noise with labels in turn, and what else the model learns from."""
+    rng, rows = np.random.default_rng(0), model.batch_size
+    wave = lambda: (0.1 * rng.standard_normal((rows, model.segment, model.channels))).astype(np.float32)
+    label = (np.arange(rows) % max(1, model.classes)).astype(np.int32)
+    if model.needs_codes:
+        shape = rows, model.segment // model.hop, model.codebooks
+        given = rng.integers(0, model.codebook_size, shape).astype(np.int32)
+        return Batch(np.zeros((rows, 0, model.channels), np.float32), label, given=given)
+    return Batch(wave(), label, noise=wave() if model.needs_noise else None)
 
 
 def operations(model: Model, stage: Hashable) -> float:

@@ -18,6 +18,8 @@ Wave = Float[Array, "batch time channels"]  # amplitude in [-1, 1]
 Labels = Int[Array, "batch"]  # class index
 Latent = Float[Array, "batch frames latent"]  # of an autoencoder
 Frames = Float[Array, "batch frames features"]  # of a vocoder
+Codes = Int[Array, "batch frames codebooks"]  # of a codec, each from 0 to less than the codebook's size
+Gap = Float[Array, "batch time"]  # 1 where sound is lost, else 0
 Params = Mapping[str, Any]  # a pytree of arrays
 Carry = Any  # a pytree of arrays
 Metrics = Mapping[str, Any]  # of arrays
@@ -31,8 +33,10 @@ class InputError(Exception):
 class Batch(NamedTuple):
     """Training examples: `wave` [batch, time, channels] in [-1, 1]; `label` [batch], zeros where the data has none."""
 
-    wave: Wave
+    wave: Wave  # of a model that learns from `given` alone: 0 samples
     label: Labels
+    noise: Wave | None = None  # other recordings, for a model that `needs_noise`
+    given: Codes | None = None  # what another run's codec makes of recordings, for a model that `needs_codes`
 
 
 class State(NamedTuple):
@@ -68,6 +72,10 @@ class Shard:
         first = 0 if self.axis is None else jax.lax.axis_index(self.axis) * n
         return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(n))
 
+    def gather(self, x: Float[Array, "rows *more"]) -> Float[Array, "all_rows *more"]:
+        """The rows of all devices, in the order of the whole batch."""
+        return x if self.axis is None else jax.lax.all_gather(x, self.axis, tiled=True)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model(abc.ABC):
@@ -77,6 +85,8 @@ class Model(abc.ABC):
     published: ClassVar[Mapping[str, float]]  # parameters of the paper preset, in millions, per network
     criterion: ClassVar[str]  # the metric of `evaluate` that picks the best checkpoint; smaller is better
     needs_labels: ClassVar[bool | property] = False
+    needs_noise: ClassVar[bool | property] = False
+    needs_codes: ClassVar[bool] = False
 
     sample_rate: int  # Hz
     segment: int  # samples per training example
@@ -269,6 +279,77 @@ class Vocodes(Model):
     def vocode(self, params: Params, carry: Carry, frames: Frames, key: Key[Array, ""]) -> tuple[Carry, Wave]:
         """The sound of the frames but for the first and the last `reach`, which are what lies around them. What is
         random in sample i of row b, counted from `open`, depends on (key, b, i) alone."""
+
+
+class Quantizes(Encodes):
+    """Turns sound into codes, a few small whole numbers per frame, and back. Its latent frames are what codes tell."""
+
+    codebooks: int  # codes of a frame, the coarsest first
+    codebook_size: int  # values that a code has
+
+    @abc.abstractmethod
+    def codes(self, params: Params, wave: Wave) -> Codes:
+        """All codes of a sound of a whole number of hops. Raises InputError where the model has a continuous latent."""
+
+    @abc.abstractmethod
+    def frames_of(self, params: Params, codes: Codes) -> Latent:
+        """The latent frames that codes tell, or the leading ones of each frame: what `decode` takes."""
+
+
+class Composes(Model):
+    """Makes the codes of a codec frame by frame, each from all that came before."""
+
+    needs_codes = True
+    codebooks: int  # these three: filled in from the codec
+    codebook_size: int
+    hop: int  # samples per frame of codes; the segment is a whole number of them
+
+    @abc.abstractmethod
+    def begin(self, params: Params, n: int, label: Labels | None) -> Carry:
+        """What is known before the first frame of `n` sounds. label: [n], if conditional."""
+
+    @abc.abstractmethod
+    def hear(self, params: Params, codes: Codes, label: Labels | None) -> Carry:
+        """What is known behind these codes."""
+
+    @abc.abstractmethod
+    def extend(self, params: Params, carry: Carry, key: Key[Array, ""], frames: int) -> tuple[Carry, Codes]:
+        """The next frames. What is random in frame i of row b, counted from where `begin` or `hear` left off, depends
+        on (key, b, i) alone, so that long codes may be made in parts. The key is the same for all parts."""
+
+    @abc.abstractmethod
+    def bits(self, params: Params, codes: Codes, label: Labels | None) -> Float[Array, "batch codebooks"]:
+        """Bits that the model needs for a code of each codebook, the mean over the frames, from a cold start."""
+
+
+class Restores(Model):
+    """Gives damaged sound back as it was: without noise, or whole again where a part of it is lost."""
+
+    @property
+    @abc.abstractmethod
+    def hop(self) -> int:
+        """Samples of which a sound has a whole number."""
+
+    @property
+    @abc.abstractmethod
+    def reach(self) -> int:
+        """Hops to either side of a stretch that bear on what it is restored to."""
+
+    @property
+    def longest(self) -> int:
+        """Samples of the longest gap that it fills; 0: it fills none."""
+        return 0
+
+    @abc.abstractmethod
+    def damaged(self, batch: Batch, key: Key[Array, ""], shard: Shard) -> tuple[Wave, Gap]:
+        """What training does to the recordings of a batch, and where it took sound away."""
+
+    @abc.abstractmethod
+    def restore(
+        self, params: Params, wave: Wave, gap: Gap | None, key: Key[Array, ""], first: Int[Array, ""] | int = 0
+    ) -> Wave:
+        """The sound restored. gap: where it is lost, one stretch in each row at most; None: nowhere. What is random in
+        hop i of row b depends on (key, b, first + i) alone, so that a long sound may be restored in parts."""
 
 
 class Classifies(Model):

@@ -37,7 +37,13 @@ class Subject:
         time = np.arange(model.segment)[None, :, None] / model.sample_rate
         pitch, level = rng.uniform(200, 2000, (model.batch_size, 1, 1)), rng.uniform(0.2, 0.8, (model.batch_size, 1, 1))
         wave = np.repeat(level * np.sin(2 * np.pi * pitch * time), model.channels, -1).astype(np.float32)
-        return Batch(wave, rng.integers(0, CLASSES, model.batch_size).astype(np.int32))
+        label = rng.integers(0, CLASSES, model.batch_size).astype(np.int32)
+        if model.needs_codes:  # a frame's codes count on from those of the one before
+            first = rng.integers(0, model.codebook_size, (model.batch_size, 1, model.codebooks))
+            given = (first + np.arange(model.segment // model.hop).reshape(1, -1, 1)) % model.codebook_size
+            return Batch(wave[:, :0], label, given=given.astype(np.int32))
+        noise = 0.1 * rng.standard_normal(wave.shape).astype(np.float32) if model.needs_noise else None
+        return Batch(wave, label, noise)
 
     def run(self, step, devices, state, first: int, last: int, fixed: bool = False):
         metrics = None

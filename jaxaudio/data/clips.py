@@ -82,7 +82,7 @@ class Clips:
     def batches(self) -> Iterator[Batch]:
         """Every unit of the split once, for statistics of the data; the last batch is smaller."""
         for plan, count in self.survey(self.units):
-            yield Batch(*(field[:count] for field in self.gather(plan)))
+            yield jax.tree.map(lambda x, count=count: x[:count], self.gather(plan))
 
     def gather(self, plan: Plan) -> Batch:
         """The planned examples, on the host: wave float32 [rows, segment, channels]."""

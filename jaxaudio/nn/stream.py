@@ -71,7 +71,7 @@ class TimeConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, x: Signal) -> Result:
         over, known = self.taps - self.stride, 0
-        left = 0 if self.causal else over // 2
+        left = 0 if self.causal else over - over // 2
         if self.causal and over:
             before = -(-over // self.stride)
             x, missing = past(self, x, before)
@@ -92,9 +92,10 @@ class TimeConvTranspose(nn.Module):
 
 
 def edges(taps: int, stride: int, dilation: int, causal: bool) -> tuple[int, int]:
-    """(before, behind): the frames of zeros that make T / stride outputs of T inputs."""
+    """(before, behind): the frames of zeros that make T / stride outputs of T inputs. An odd one is put before, as the
+    Descript codec has it."""
     over = dilation * (taps - 1) + 1 - stride
-    return (over, 0) if causal else (over // 2, over - over // 2)
+    return (over, 0) if causal else (over - over // 2, over // 2)
 
 
 def past(module: nn.Module, x: Signal, frames: int) -> tuple[Float[Array, "batch longer channels"], int]:
