@@ -1,12 +1,19 @@
 """Losses and distances between signals that more than one paper uses unchanged."""
 
+import math
+from collections.abc import Sequence
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxaudio.core import Wave
+from jaxaudio.dsp.mel import log_mel, mel_filters
 from jaxaudio.dsp.stft import magnitudes
 
+Maps = list[Float[Array, "..."]]  # of one critic: features of its layers, each [rows, ...], and the scores last
 SIZES = (128, 512, 2048)  # of the windows of `spectral_distance`, in samples; hop: a quarter
+QUIET = 1e-2  # the norm that a quieter spectrum is taken for in a relative distance, lest silence rule a batch
 
 
 def spectral_distance(a: Wave, b: Wave) -> Float[Array, "batch"]:
@@ -33,3 +40,70 @@ def spectral_energy_distance(real: Wave, fake: Wave) -> Float[Array, "batch"]:
     next_real, next_fake = jnp.roll(real, -1, 0), jnp.roll(fake, -1, 0)
     across = spectral_distance(real, next_fake) + spectral_distance(fake, next_real)
     return across - spectral_distance(real, next_real) - spectral_distance(fake, next_fake)
+
+
+def least_squares(real: list[Maps], fake: list[Maps]) -> Float[Array, ""]:
+    """What critics are to lower, summed over them: (1 - real)^2 + fake^2 of their scores (Mao et al. 2017)."""
+    return sum(_over_batch((1 - scores(r)) ** 2) + _over_batch(scores(f) ** 2) for r, f in zip(real, fake, strict=True))
+
+
+def hinge(real: list[Maps], fake: list[Maps]) -> Float[Array, ""]:
+    """The same with max(0, 1 - real) + max(0, 1 + fake) (Lim & Ye 2017)."""
+    rise = lambda x: _over_batch(jnp.maximum(1 + x, 0))
+    return sum(rise(-scores(r)) + rise(scores(f)) for r, f in zip(real, fake, strict=True))
+
+
+def least_squares_made(fake: list[Maps]) -> Float[Array, ""]:
+    """What is to be lowered by what made the sounds: (1 - fake)^2."""
+    return sum(_over_batch((1 - scores(f)) ** 2) for f in fake)
+
+
+def hinge_made(fake: list[Maps]) -> Float[Array, ""]:
+    """The same where critics have the hinge: -fake."""
+    return -sum(_over_batch(scores(f)) for f in fake)
+
+
+def feature_distance(real: list[Maps], fake: list[Maps]) -> Float[Array, ""]:
+    """L1 of the critics' maps but for their scores, summed over maps and critics; recordings are not to follow."""
+    pairs = ((a, b) for r, f in zip(real, fake, strict=True) for a, b in zip(r[:-1], f[:-1], strict=True))
+    return sum(_over_batch(jnp.abs(jax.lax.stop_gradient(a) - b)) for a, b in pairs)
+
+
+def mel_distance(
+    a: Wave, b: Wave, sample_rate: int, windows: Sequence[int], mels: Sequence[int], floor: float = 1e-5
+) -> Float[Array, "batch"]:
+    """Mean |log10 A - log10 B| over mel bands, summed over windows with so many bands each; hop a quarter.
+
+    As in the Descript codec (arXiv 2306.06546): bands from 0 Hz to half the rate, magnitudes at least `floor`, the ends
+    of the sound mirrored. Raises InputError where a band holds no bin of its window.
+    """
+    total = jnp.zeros(a.shape[0])
+    for size, count in zip(windows, mels, strict=True):
+        filters = mel_filters(sample_rate, size, count)
+        heard = lambda x, size=size, filters=filters: log_mel(
+            jnp.moveaxis(x, -1, 1), filters, size, size // 4, floor=floor, padding="torch"
+        )
+        total += jnp.mean(jnp.abs(heard(a) - heard(b)), (1, 2, 3)) / math.log(10)
+    return total
+
+
+def resolution_distance(a: Wave, b: Wave, windows: Sequence[int], floor: float = 1e-4) -> Float[Array, "batch"]:
+    """Mean over windows, hop a quarter, of the spectral convergence |A - B| / |A| and of mean |log A - log B|, where A
+    and B are magnitudes, `floor` at least in the logarithm (Yamamoto et al. 2020, arXiv 1910.11480, eqs. 4 to 6)."""
+    total = jnp.zeros(a.shape[0])
+    for size in windows:
+        x, y = (magnitudes(jnp.moveaxis(s, -1, 1), size, size // 4, padding="torch") for s in (a, b))
+        size_of = lambda z: jnp.sqrt(jnp.sum(z**2, (2, 3)) + 1e-12)
+        total += jnp.mean(size_of(x - y) / jnp.maximum(size_of(x), QUIET), 1)
+        total += jnp.mean(jnp.abs(jnp.log(jnp.maximum(x, floor)) - jnp.log(jnp.maximum(y, floor))), (1, 2, 3))
+    return total / len(windows)
+
+
+def scores(maps: Maps) -> Float[Array, "..."]:
+    """The last map of a critic."""
+    return maps[-1]
+
+
+def _over_batch(x: Float[Array, "rows *more"]) -> Float[Array, ""]:
+    """The mean over each row, then over the rows: means over devices are those of all."""
+    return jnp.mean(jnp.mean(x.reshape(len(x), -1), 1))

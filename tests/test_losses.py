@@ -5,7 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxaudio.losses import spectral_distance, spectral_energy_distance
+from jaxaudio.losses import (
+    feature_distance,
+    hinge,
+    hinge_made,
+    least_squares,
+    least_squares_made,
+    mel_distance,
+    resolution_distance,
+    spectral_distance,
+    spectral_energy_distance,
+)
 
 
 def sounds(seed, label):
@@ -36,3 +46,72 @@ def test_the_energy_distance_of_one_distribution_is_nothing_in_whatever_order_la
 def test_spectral_distance_has_finite_gradients_for_silence():
     quiet = jnp.zeros((1, 2048, 1))
     assert np.isfinite(jax.grad(lambda x: spectral_distance(x, sounds(0, [1])).sum())(quiet)).all()
+
+
+def maps(seed, scale=1.0):
+    """Of two critics, the second of which folds three phases into its rows."""
+    rng = np.random.default_rng(seed)
+    shapes = [[(4, 5, 2), (4, 3, 1)], [(12, 6, 2), (12, 2, 3), (12, 4, 1)]]
+    return [[jnp.asarray(scale * rng.standard_normal(s), jnp.float32) for s in critic] for critic in shapes]
+
+
+def test_adversarial_losses_are_their_equations_summed_over_critics():
+    real, fake = maps(0), maps(1)
+    last = lambda found: [np.asarray(critic[-1]) for critic in found]
+    squares = sum(np.mean((1 - r) ** 2) + np.mean(f**2) for r, f in zip(last(real), last(fake), strict=True))
+    np.testing.assert_allclose(least_squares(real, fake), squares, rtol=1e-5)
+    np.testing.assert_allclose(least_squares_made(fake), sum(np.mean((1 - f) ** 2) for f in last(fake)), rtol=1e-5)
+    rise = lambda x: np.mean(np.maximum(0, x))
+    margins = sum(rise(1 - r) + rise(1 + f) for r, f in zip(last(real), last(fake), strict=True))
+    np.testing.assert_allclose(hinge(real, fake), margins, rtol=1e-5)
+    np.testing.assert_allclose(hinge_made(fake), -sum(np.mean(f) for f in last(fake)), rtol=1e-4)
+
+
+def test_features_leave_the_scores_out_and_recordings_are_not_pulled():
+    real, fake = maps(0), maps(1)
+    pairs = [(a, b) for r, f in zip(real, fake, strict=True) for a, b in zip(r[:-1], f[:-1], strict=True)]
+    expected = sum(np.mean(np.abs(a - b)) for a, b in pairs)
+    np.testing.assert_allclose(feature_distance(real, fake), expected, rtol=1e-5)
+    by_real, by_fake = jax.grad(feature_distance, (0, 1))(real, fake)
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(by_real))
+    assert all(np.asarray(critic[0]).any() and not np.asarray(critic[-1]).any() for critic in by_fake)
+
+
+def test_the_mel_distance_is_that_of_librosas_mels():
+    librosa = pytest.importorskip("librosa")
+    a, b = sounds(0, [0, 1]), sounds(1, [1, 0])
+    found = mel_distance(a, b, 16000, (256, 1024), (20, 80))
+    for row in range(2):
+        total = 0.0
+        for size, count in ((256, 20), (1024, 80)):
+            given = {"sr": 16000, "n_fft": size, "hop_length": size // 4, "n_mels": count, "power": 1.0}
+            heard = [
+                librosa.feature.melspectrogram(y=np.asarray(x)[row, :, 0], pad_mode="reflect", **given) for x in (a, b)
+            ]
+            levels = [np.log10(np.maximum(mels, 1e-5)) for mels in heard]
+            total += np.mean(np.abs(levels[0] - levels[1]))
+        assert float(found[row]) == pytest.approx(total, rel=1e-4)
+    np.testing.assert_array_equal(mel_distance(a, a, 16000, (256,), (20,)), 0)
+
+
+def test_the_resolution_distance_is_its_equations_and_silence_has_a_gradient():
+    a, b = sounds(0, [0, 1]), sounds(1, [1, 0])
+    found = resolution_distance(a, b, (128, 512), 1e-3)
+    for row in range(2):
+        total = 0.0
+        for size in (128, 512):
+            x, y = (np.abs(spectrum(np.asarray(s)[row, :, 0], size)) for s in (a, b))
+            total += np.linalg.norm(x - y) / np.linalg.norm(x)
+            total += np.mean(np.abs(np.log(np.maximum(x, 1e-3)) - np.log(np.maximum(y, 1e-3))))
+        assert float(found[row]) == pytest.approx(total / 2, rel=1e-4)
+    quiet = jnp.zeros((1, 2048, 1))
+    for other in (quiet, a[:1]):
+        slope = jax.grad(lambda x, other=other: resolution_distance(other, x, (128,))[0])(quiet)
+        assert np.isfinite(slope).all()
+
+
+def spectrum(x, size):
+    """[frames, bins] of a sound [time], its ends mirrored."""
+    padded = np.pad(x, size // 2, mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[:: size // 4]
+    return np.fft.rfft(frames * (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)))
