@@ -1,0 +1,365 @@
+"""The Descript codec: against `transformers` and PyTorch, its codes, bottlenecks, streaming and reach."""
+
+import dataclasses
+import json
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxaudio import zoo
+from jaxaudio.core import Batch, InputError, Shard
+from jaxaudio.nn.quantize import follow, start
+from jaxaudio.runtime.parallel import Devices
+from jaxaudio.vae.dac import DAC, Autoencoder
+from tests.commands import run
+
+TINY = zoo.load("dac:tiny")
+STAGES = {"encoder_rates": (2, 3), "decoder_rates": (3, 2), "segment": 1026, "dilations": (1, 3, 9)}
+DEEP = dataclasses.replace(TINY, **STAGES, encoder_widths=(3, 6, 12), decoder_widths=(12, 6, 3), latent=12)
+AVERAGE = dataclasses.replace(TINY, bottleneck="average")
+VAE = dataclasses.replace(TINY, bottleneck="vae")
+OOBLECK = {"bottleneck": "vae", "activation": "snake_beta", "bounded": False, "critic": "encodec", "stft": 1.0}
+
+
+def normal(*shape):
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+@cache
+def started(model):
+    """Its state before the first step, with parameters that are not what they start from."""
+    state = jax.jit(lambda: model.init(jax.random.key(0), {}))()
+    return state._replace(params=jax.tree.map(lambda x: x + 0.1 * normal(*x.shape), state.params))
+
+
+@cache
+def weights(model):
+    return jax.jit(model.weights)(started(model))
+
+
+def sound(model, hops, rows=2):
+    return jnp.asarray(0.3 * normal(rows, hops * model.hop, model.channels))
+
+
+def through(model, params, wave):
+    """Encoded and decoded."""
+    return jax.jit(lambda p, w: model.decode(p, model.encode(p, w), jax.random.key(0)))(params, wave)
+
+
+@pytest.mark.parametrize("rates", [(2, 4), (2, 3)])
+def test_codes_and_sound_are_those_of_transformers(rates):
+    """A stride that is odd leaves the original's sound shorter, and its last samples different."""
+    pytest.importorskip("transformers.models.dac.modeling_dac", reason="transformers is not installed")
+    torch = pytest.importorskip("torch")
+    from benchmarks import codec
+
+    size = {"encoder_rates": rates, "decoder_rates": rates[::-1], "segment": 1008}
+    model = dataclasses.replace(DEEP, **size, codebooks=3)
+    params, wave = weights(model), sound(model, 60)
+    theirs = codec.original(model, params)
+    with torch.inference_mode():
+        given = torch.from_numpy(np.moveaxis(np.asarray(wave), -1, 1).copy())
+        found = theirs.encode(given)
+        expected = theirs.decode(audio_codes=found.audio_codes).audio_values.numpy()
+        encoded = theirs.encoder(given).mT.numpy()
+    z = jax.jit(lambda p, w: Autoencoder(model).apply(p, w, method="encode"))(params["autoencoder"], wave)
+    np.testing.assert_allclose(z, encoded, atol=1e-5)
+    codes = jax.jit(model.codes)(params, wave)
+    np.testing.assert_array_equal(codes, found.audio_codes.mT.numpy())
+    assert len(np.unique(codes)) > 5, "too few codes to tell"
+    ours = np.asarray(jax.jit(codec.sounding(model))(params, codes))[..., 0]
+    assert ours.std() > 0.01, "too quiet to tell"
+    whole = rates == (2, 4)
+    assert (expected.shape == ours.shape) == whole
+    length = ours.shape[-1] if whole else ours.shape[-1] - model.reach * model.hop
+    np.testing.assert_allclose(ours[:, :length], expected[:, :length], atol=1e-5)
+    assert codec.difference(model, ours, expected) < 1e-5
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_losses_and_gradients_equal_pytorchs(causal):
+    torch = pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
+    from benchmarks.peers import dac as peer
+
+    model = dataclasses.replace(DEEP, causal=causal, dilations=(1, 2), periods=(2, 3), halvings=1, batch_size=3)
+    state, wave, kept = started(model), sound(model, 171, 3), np.array([2, 1, 2])
+    made = 0.5 * wave[:, ::-1]
+    given = {"tables": {}, "wave": wave, "chance": jnp.asarray(kept), "shard": Shard()}
+    coded = lambda params: model.coded(params, **given)
+    first = lambda params: model.critic_loss(params, real=wave, fake=made)
+    second = lambda params: model.autoencoder_loss(
+        params, coded=coded, critic=state.params["critic"], wave=wave, state=state
+    )
+    update = lambda loss, params: jax.value_and_grad(loss, has_aux=True)(params)
+    ours = jax.jit(lambda p: (update(second, p["autoencoder"]), update(first, p["critic"])))
+    updates = jax.device_get(ours(state.params))
+    net, critic = peer.Autoencoder(model), peer.Critic(model)
+    signal, theirs = torch.tensor(np.asarray(wave)).mT, torch.tensor(np.asarray(made)).mT
+    for part, name in ((net, "autoencoder"), (critic, "critic")):
+        peer.load(part, jax.device_get(state.params[name]))
+    found = net(signal, torch.from_numpy(kept))
+    losses = (
+        peer.autoencoder_loss(critic.requires_grad_(False), model, peer.filters_of(model), signal, found),
+        lambda: peer.critic_loss(critic.requires_grad_(True), signal, theirs),
+    )
+    same(updates[0], losses[0], net, peer.Autoencoder(model))
+    same(updates[1], losses[1](), critic, peer.Critic(model))
+    with pytest.raises(ValueError, match="parameters are named"):
+        peer.load(critic, updates[0][1])
+
+
+def same(update, their_loss, trained, like):
+    """The loss, and every gradient to 1e-3 of its norm; one that is next to nothing, to 1e-5 of the largest.
+
+    like: a module to load our gradients into.
+    """
+    from benchmarks.peers import dac as peer
+
+    (loss, _), gradient = update
+    np.testing.assert_allclose(loss, their_loss.item(), rtol=1e-5)
+    their_loss.backward()
+    peer.load(like, gradient)
+    largest = max(float(p.grad.norm()) for p in trained.parameters())
+    theirs = {name: p.grad for name, p in trained.named_parameters()}
+    for name, a in like.named_parameters():
+        assert float((a.detach() - theirs[name]).norm()) <= 1e-3 * float(theirs[name].norm()) + 1e-5 * largest, name
+
+
+def test_the_pytorch_model_takes_a_step_and_refuses_what_it_lacks():
+    pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
+    from benchmarks.peers import dac as peer
+
+    assert np.isfinite(float(peer.trainer(dataclasses.replace(TINY, decay=0.9, clip=1.0), False)()))
+    with pytest.raises(ValueError, match="--model.bottleneck factorised"):
+        peer.trainer(VAE, False)
+
+
+@pytest.mark.parametrize("change", [{}, {**OOBLECK, "channels": 2}], ids=["codes", "oobleck"])
+def test_chunks_join_to_the_offline_result(change):
+    model = dataclasses.replace(DEEP, causal=True, **change)
+    params, wave = weights(model), sound(model, 42)
+    whole, push = through(model, params, wave), jax.jit(model.push)
+    assert float(jnp.std(whole)) > 0.01, "too quiet to tell"
+    assert model.delay == 0
+    for hops in (3, 7):
+        carry, parts = model.open(params, 2), []
+        for first in range(0, 42, hops):
+            chunk = wave[:, first * model.hop : (first + hops) * model.hop]
+            carry, part = push(params, carry, chunk, jax.random.key(0))
+            parts.append(part)
+        np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_nothing_beyond_the_reach_bears_on_the_sound_and_a_causal_model_does_not_look_ahead(causal):
+    """Of a continuous model: codes would hide what is small."""
+    model = dataclasses.replace(DEEP, bottleneck="vae", causal=causal)
+    params, hops = weights(model), 2 * model.reach + 9
+    wave, middle = sound(model, hops, 1), hops // 2
+    changed = wave.at[:, middle * model.hop : (middle + 1) * model.hop].add(0.5)
+    apart = np.asarray(through(model, params, changed) - through(model, params, wave))[0, :, 0]
+    touched = np.flatnonzero(apart) // model.hop
+    assert touched.max() <= middle + model.reach
+    assert touched.max() >= middle + 0.6 * model.reach, "the reach is stated too wide"
+    assert touched.min() >= middle - (0 if causal else model.reach)
+
+
+def test_codes_of_a_part_with_the_reach_around_it_are_those_of_the_whole():
+    params, wave = weights(DEEP), sound(DEEP, 4 * DEEP.reach)
+    codes, around = jax.jit(DEEP.codes), DEEP.reach
+    whole = codes(params, wave)
+    part = codes(params, wave[:, around * DEEP.hop : -around * DEEP.hop])
+    np.testing.assert_array_equal(part[:, around:-around], whole[:, 2 * around : -2 * around])
+
+
+def test_codes_tell_the_frames_that_decode_takes_and_fewer_of_them_coarser_ones():
+    params, wave = weights(TINY), sound(TINY, 20)
+    codes = jax.jit(TINY.codes)(params, wave)
+    assert (codes.shape, codes.dtype) == ((2, 20, TINY.codebooks), jnp.int32)
+    assert 0 <= int(codes.min()) <= int(codes.max()) < TINY.codebook_size
+    latent = jax.jit(TINY.encode)(params, wave)
+    told = jax.jit(TINY.frames_of)
+    np.testing.assert_allclose(told(params, codes), latent, atol=1e-6)
+    z = Autoencoder(TINY).apply(params["autoencoder"], wave, method="encode")
+    left = [float(jnp.mean((params["principal"].compact(z) - told(params, codes[..., :n])) ** 2)) for n in (1, 2)]
+    assert left[0] != left[1]
+    for refused in (lambda: VAE.codes(weights(VAE), wave), lambda: VAE.frames_of(weights(VAE), codes)):
+        with pytest.raises(InputError, match="continuous"):
+            refused()
+
+
+@cache
+def stepper(model):
+    devices = Devices("jit", 4)
+    return devices.compile(model), devices
+
+
+def trained_by(model, state, stage=None, seed=0):
+    """The state after one step, and its metrics; on the host."""
+    step, devices = stepper(model)
+    wave = np.asarray(sound(model, model.segment // model.hop, model.batch_size))
+    batch = devices.shard(Batch(wave, np.zeros(len(wave), np.int32)))
+    return jax.device_get(step(devices.replicate(jax.tree.map(jnp.array, state)), batch, jax.random.key(seed), stage))
+
+
+def test_averaged_codebooks_begin_with_k_means_of_the_first_batch_and_follow_from_there():
+    assert [AVERAGE.stage(i) for i in range(3)] == ["start", "train", "train"]
+    state = started(AVERAGE)
+    after, metrics = trained_by(AVERAGE, state, "start")
+    wave = sound(AVERAGE, AVERAGE.segment // AVERAGE.hop, AVERAGE.batch_size)
+    z = Autoencoder(AVERAGE).apply({"params": state.params["autoencoder"]}, wave, method="encode")
+    _, key = jax.random.split(jax.random.key(0))
+    tables = start(z, AVERAGE.codebooks, AVERAGE.codebook_size, Shard(), key)
+    expected = follow(tables, z, AVERAGE.codebook_decay, Shard(), key)
+    for name, table in expected.items():
+        np.testing.assert_allclose(after.extra["codebooks"]["quantizer"][name], table, atol=1e-3)
+    power = float(jnp.mean(jnp.var(z, (0, 1))))
+    assert float(metrics["autoencoder/commitment"]) < AVERAGE.commitment * power, "codebooks far from the latent"
+    later, _ = trained_by(AVERAGE, after, "train", 1)
+    moved = later.extra["codebooks"]["quantizer"]["count"] - after.extra["codebooks"]["quantizer"]["count"]
+    assert np.abs(moved).max() > 0
+
+
+def test_a_continuous_bottleneck_trains_and_its_divergence_is_weighted_as_the_official_code_does():
+    state = started(VAE)
+    after, metrics = trained_by(VAE, state)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+    assert "usage" not in after.extra
+    examined = jax.jit(VAE.evaluate)(state, Batch(sound(VAE, 64, 8), jnp.zeros(8, int)), jax.random.key(0))
+    nats = float(jnp.mean(examined["nats_per_frame"]))
+    assert float(metrics["autoencoder/divergence"]) == pytest.approx(1e-4 * 2 * nats, rel=1e-3)
+
+
+def test_usage_counts_the_codes_of_the_batch_and_moments_follow_their_latent():
+    state = started(TINY)
+    after, _ = trained_by(TINY, state)
+    wave = sound(TINY, TINY.segment // TINY.hop, TINY.batch_size)
+    codes = np.asarray(jax.jit(TINY.codes)(jax.jit(TINY.weights)(state), wave))
+    counts = [np.bincount(codes[..., i].ravel(), minlength=TINY.codebook_size) for i in range(TINY.codebooks)]
+    np.testing.assert_allclose(after.extra["usage"], counts, atol=1e-3)
+    again, _ = trained_by(TINY, after, seed=1)
+    assert again.extra["usage"].sum() == pytest.approx(1.999 * codes.size, rel=1e-4)
+    np.testing.assert_array_equal(jax.jit(TINY.weights)(after)["usage"], after.extra["usage"])
+
+
+def test_evaluation_tells_the_bits_of_codes_by_their_counts_and_a_perfect_copy_is_no_distance():
+    state = started(TINY)
+    wave = sound(TINY, 64, 8)
+    found = jax.jit(TINY.evaluate)(state, Batch(wave, jnp.zeros(8, int)), jax.random.key(0))
+    np.testing.assert_allclose(found["bits_per_frame"], TINY.codebooks * np.log2(TINY.codebook_size), rtol=1e-5)
+    np.testing.assert_array_equal(TINY.mel_distance(wave, wave), 0)
+    made = through(TINY, weights(TINY), wave)
+    np.testing.assert_allclose(found["distance"], TINY.mel_distance(wave, made), rtol=1e-3)
+
+
+def test_dropout_leaves_trailing_codebooks_out_of_a_share_of_examples():
+    model = dataclasses.replace(TINY, codebooks=4)
+    kept = np.asarray(jax.jit(model.kept)(jax.random.split(jax.random.key(0), 4000)))
+    shares = np.bincount(kept, minlength=5) / 4000
+    np.testing.assert_allclose(shares, [0, 0.125, 0.125, 0.125, 0.625], atol=0.03)
+    never = dataclasses.replace(model, quantizer_dropout=0.0)
+    assert (np.asarray(never.kept(jax.random.split(jax.random.key(0), 9))) == 4).all()
+
+
+def test_published_sizes_of_the_halves():
+    sizes = {}
+    for preset in ("44khz", "oobleck"):
+        model = zoo.load(f"dac:{preset}")
+        params = jax.eval_shape(lambda m=model: m.init(jax.random.key(0), {})).params
+        parts = {**params["autoencoder"], **params["critic"]}
+        count = lambda part: round(sum(leaf.size for leaf in jax.tree.leaves(part)) / 1e6, 2)
+        sizes[preset] = {name: count(part) for name, part in parts.items()}
+    assert sizes["44khz"] == {"encoder": 22.31, "quantizer": 0.24, "decoder": 54.1, "periods": 41.11, "spectra": 1.41}
+    assert {"encoder": 77.99, "decoder": 78.12}.items() <= sizes["oobleck"].items()
+
+
+@pytest.mark.parametrize("preset", ["oobleck", "small"])
+def test_a_step_keeps_the_form_of_the_state_in_half_precision(preset):
+    model = dataclasses.replace(zoo.load(f"dac:{preset}"), dtype="bfloat16")
+    state = jax.eval_shape(lambda: model.init(jax.random.key(0), {}))
+    wave = jax.ShapeDtypeStruct((2, model.segment, model.channels), jnp.float32)
+    batch = Batch(wave, jax.ShapeDtypeStruct((2,), jnp.int32))
+    step = lambda s, b, k: model.train_step(s, b, k, Shard(), None)
+    after, metrics = jax.eval_shape(step, state, batch, jax.random.key(0))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert all(value.shape == () for value in metrics.values())
+
+
+def test_silence_and_clipped_noise_come_back_finite_and_within_bounds():
+    for model in (TINY, VAE):
+        noise = jnp.sign(sound(model, 20))
+        for wave in (jnp.zeros_like(noise), noise, 1e-30 * noise):
+            out = through(model, weights(model), wave)
+            assert np.isfinite(out).all()
+            assert float(jnp.abs(out).max()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"segment": 1030}, "whole number of hops"),
+        ({"encoder_widths": (4,)}, "encoder_widths"),
+        ({"decoder_rates": (8,)}, "their products are equal"),
+        ({"encoder_rates": (1,)}, "rates of 2 or more"),
+        ({"mels": (5, 10)}, "mel_windows"),
+        ({"windows": (4096,)}, "lengthen"),
+        ({"windows": (66,)}, "multiples of 4"),
+        ({"mels": (300,)}, "mel bands"),
+        ({"bottleneck": "scalar"}, "levels"),
+        ({"bottleneck": "scalar", "levels": (4, 4), "latent": 3}, "levels"),
+        ({"windows": (), "periods": ()}, "critic"),
+        ({"dilations": ()}, "dilations"),
+        ({"bands": (0.0, 0.001, 1.0)}, "bands"),
+        ({"quantizer_dropout": 1.5}, "quantizer_dropout"),
+        ({"decay": 1.0}, "less than 1"),
+        ({"codebook_size": 1}, "codebook_size"),
+        ({"mel": -1.0}, "mel"),
+    ],
+)
+def test_fields_that_fit_nothing_are_refused(change, says):
+    with pytest.raises(InputError, match=says):
+        dataclasses.replace(TINY, **change)
+
+
+def test_wrong_lengths_and_a_model_that_looks_ahead_are_refused():
+    with pytest.raises(InputError, match="--model.causal"):
+        TINY.open(weights(TINY), 1)
+    for length in (0, TINY.hop + 1):
+        with pytest.raises(InputError, match="hops"):
+            TINY.encode(weights(TINY), jnp.zeros((1, length, 1)))
+
+
+def test_scalar_codes_count_the_levels():
+    model = dataclasses.replace(TINY, bottleneck="scalar", levels=(4, 4))
+    params, wave = weights(model), sound(model, 20)
+    codes = jax.jit(model.codes)(params, wave)
+    assert codes.shape == (2, 20, 2)
+    np.testing.assert_allclose(jax.jit(model.frames_of)(params, codes), jax.jit(model.encode)(params, wave), atol=1e-6)
+
+
+def test_the_benchmark_tells_speeds_beside_transformers_and_refuses_what_that_lacks(tmp_path, capsys):
+    pytest.importorskip("transformers.models.dac.modeling_dac", reason="transformers is not installed")
+    from benchmarks import codec
+
+    like = ("--model.dilations", 1, 3, 9, "--model.encoder-rates", 2, 8, "--model.decoder-rates", 8, 2)
+    like += ("--model.encoder-widths", 2, 4, 8, "--model.decoder-widths", 8, 4, 2, "--model.latent", 8)
+    short = ("--seconds", 0.2, "--windows", 1, "--window-seconds", 0.01, "--json", tmp_path / "rows.jsonl")
+    assert run(codec.main, "dac:tiny", *like, *short, capsys=capsys)[0] == 0
+    row = json.loads((tmp_path / "rows.jsonl").read_text())
+    assert row["codes_alike"] == 1
+    assert row["peak_difference"] < 1e-5
+    assert row["seconds"] == pytest.approx(0.2)
+    for part in ("encode", "decode", "both"):
+        ours, theirs = (row["times_real_time"][f"{side} {part}"][1] for side in ("jax", "torch"))
+        assert row["ratio"][part] == pytest.approx(ours / theirs)
+    for spec, says in (("dac:tiny", "dilations is (1,)"), ("rave:tiny", "rave is no Descript codec")):
+        code, _, err = run(codec.main, spec, *short, capsys=capsys)
+        assert code == 2
+        assert says in err
+
+
+def test_every_preset_is_a_dac():
+    assert all(isinstance(DAC(**fields), DAC) for fields in DAC.presets.values())
