@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 
 from jaxaudio import zoo
-from jaxaudio.core import Batch, Classifies, Continues, Generates, Model, Morphs, Shard, Vocodes
+from jaxaudio.core import (
+    Batch,
+    Classifies,
+    Composes,
+    Continues,
+    Generates,
+    InputError,
+    Model,
+    Morphs,
+    Restores,
+    Shard,
+    Vocodes,
+)
 from jaxaudio.runtime.checkpoint import Checkpoints, abstract
 from jaxaudio.runtime.parallel import Devices
 
@@ -134,6 +146,8 @@ def test_a_batch_that_is_not_finite_leaves_the_networks_it_reaches_untouched(sub
     before = subject.init()
     kept = jax.tree.map(np.asarray, jax.device_get(before))
     batch = subject.batch(0)._replace(wave=np.full_like(subject.batch(0).wave, np.nan))
+    if subject.model.needs_codes:
+        batch = batch._replace(given=np.full_like(batch.given, -1))
     after, metrics = subject.step(before, subject.devices.shard(batch), jax.random.key(0), subject.model.stage(0))
     skipped = [name.removesuffix("/skipped") for name, value in metrics.items() if name.endswith("skipped") and value]
     assert skipped
@@ -210,6 +224,30 @@ def test_what_is_continued_goes_on_in_parts_and_needs_some_bits(subject):
     assert float(jnp.min(bits)) > 0
 
 
+def test_codes_go_on_in_parts_and_need_the_bits_of_what_is_heard_before(subject):
+    model = subject.model
+    if not isinstance(model, Composes):
+        pytest.skip(f"{zoo.name_of(model)} does not compose")
+    params, codes = subject.weights(), jnp.asarray(subject.batch(0).given)[:2]
+    label = jnp.arange(2) if model.classes else None
+    assert model.segment == codes.shape[1] * model.hop
+    heard = jax.jit(model.hear)(params, codes, label)
+    extend = jax.jit(model.extend, static_argnums=3)
+    _, whole = extend(params, heard, jax.random.key(3), 4)
+    assert whole.shape == (2, 4, model.codebooks)
+    assert int(jnp.min(whole)) >= 0
+    assert int(jnp.max(whole)) < model.codebook_size
+    carry, first = extend(params, heard, jax.random.key(3), 1)
+    _, second = extend(params, carry, jax.random.key(3), 3)
+    np.testing.assert_array_equal(jnp.concatenate([first, second], 1), whole)
+    _, alone = extend(params, model.begin(params, 1, None if label is None else label[:1]), jax.random.key(3), 4)
+    _, both = extend(params, model.begin(params, 2, label), jax.random.key(3), 4)
+    np.testing.assert_array_equal(alone[0], both[0])
+    bits = jax.jit(model.bits)(params, codes, label)
+    assert bits.shape == (2, model.codebooks)
+    assert float(jnp.min(bits)) > 0
+
+
 def test_a_vocoder_makes_a_hop_of_sound_of_every_frame_but_those_around(subject):
     model = subject.model
     if not isinstance(model, Vocodes):
@@ -222,6 +260,71 @@ def test_a_vocoder_makes_a_hop_of_sound_of_every_frame_but_those_around(subject)
         _, sound = jax.jit(model.vocode)(ready, model.open(ready, 2), frames, jax.random.key(3))
         assert sound.shape == (2, 3 * model.hop, model.channels)
         assert float(jnp.max(jnp.abs(sound))) <= 1
+
+
+def test_what_is_restored_is_in_range_and_depends_on_its_own_row_alone(subject):
+    model, params, wave, gap = restored_by(subject)
+    restore = jax.jit(model.restore)
+    for where in (None, gap) if model.longest else (None,):
+        three = restore(params, wave, where, jax.random.key(3))
+        assert three.shape == wave.shape
+        assert np.isfinite(three).all()
+        assert float(jnp.max(jnp.abs(three))) <= 1
+        assert float(jnp.max(jnp.abs(three - wave))) > 0
+        two = restore(params, wave[:2], None if where is None else where[:2], jax.random.key(3))
+        np.testing.assert_allclose(two, three[:2], atol=1e-5)
+    if not model.longest:
+        with pytest.raises(InputError, match="gap"):
+            model.restore(params, wave, gap, jax.random.key(3))
+
+
+def test_a_part_of_a_sound_with_its_reach_around_it_is_restored_as_the_whole(subject):
+    model, params, wave, gap = restored_by(subject)
+    hops, restore = wave.shape[1] // model.hop, jax.jit(model.restore)
+    part, inside = (slice(n * model.hop, (hops - n) * model.hop) for n in (1, 1 + model.reach))
+    beyond = slice(model.reach * model.hop, (model.reach + 1) * model.hop)
+    for where in (None, gap) if model.longest else (None,):
+        whole = restore(params, wave, where, jax.random.key(3))
+        given = None if where is None else where[:, part]
+        found = restore(params, wave[:, part], given, jax.random.key(3), 1)
+        np.testing.assert_allclose(found[:, beyond], whole[:, inside], atol=1e-4)
+        assert float(jnp.std(whole[:, inside])) > 1e-3, "too quiet to tell"
+
+
+def test_damage_is_heard_and_takes_away_one_stretch_at_most(subject):
+    model = subject.model
+    if not isinstance(model, Restores):
+        pytest.skip(f"{zoo.name_of(model)} does not restore")
+    damage, gaps = jax.jit(lambda batch, key: model.damaged(batch, key, Shard())), 0
+    for i in range(4):
+        batch = jax.tree.map(jnp.asarray, subject.batch(i))
+        wave, gap = damage(batch, jax.random.key(i))
+        assert wave.shape == batch.wave.shape
+        assert gap.shape == wave.shape[:2]
+        assert np.isfinite(wave).all()
+        assert float(jnp.max(jnp.abs(wave - batch.wave))) > 0
+        other, _ = damage(batch, jax.random.key(i + 1))
+        assert float(jnp.max(jnp.abs(wave - other))) > 0, "the key changes nothing"
+        assert set(np.unique(gap)) <= {0, 1}
+        begins = np.diff(np.asarray(gap), axis=1, prepend=0) > 0
+        assert begins.sum(1).max() <= 1
+        assert np.sum(gap, 1).max() <= model.longest
+        gaps += begins.sum()
+    assert bool(gaps) == bool(model.longest)
+
+
+def restored_by(subject):
+    """A model that restores, its weights, three sounds that are the reach of a hop and a hop more at both ends, and the
+    longest gap in their middle."""
+    model = subject.model
+    if not isinstance(model, Restores):
+        pytest.skip(f"{zoo.name_of(model)} does not restore")
+    length = (2 * model.reach + 3) * model.hop
+    wave = jnp.asarray(subject.batch(0).wave)[:3]
+    wave = jnp.tile(wave, (1, -(-length // wave.shape[1]), 1))[:, :length]
+    from_middle = jnp.abs(jnp.arange(length) - (length - 1) / 2)
+    gap = (from_middle < max(model.longest, 2) / 2).astype(jnp.float32)
+    return model, subject.weights(), wave, jnp.tile(gap[None], (3, 1))
 
 
 def test_classifying_reads_every_row_alone_and_gives_a_logit_per_class(subject):

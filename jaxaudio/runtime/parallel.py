@@ -61,7 +61,7 @@ class Devices:
             devices=self.devices,
         )
         fold = jax.jit(
-            lambda tree: jax.tree.map(lambda x: x.reshape(self.count, -1, *x.shape[1:]), tree),
+            lambda tree: jax.tree.map(lambda x: x.reshape(self.count, len(x) // self.count, *x.shape[1:]), tree),
             out_shardings=self.sharded,
         )
         return lambda state, batch, key, stage: mapped(state, fold(batch), key, stage)
