@@ -1,4 +1,4 @@
-"""Models that draw sample by sample, with nothing to learn: every sum of them is known."""
+"""Models that draw sample by sample, and one that has codes, with nothing to learn: every sum of them is known."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxaudio.autoregressive import Autoregressive, uniforms
-from jaxaudio.core import Continues, Vocodes
+from jaxaudio.core import Continues, InputError, Quantizes, Vocodes
 from jaxaudio.runtime.folder import Trained
 
 
@@ -93,6 +93,71 @@ class Still(Autoregressive, Vocodes):
 
         last, wave = jax.lax.scan(step, last, sound.swapaxes(0, 1))
         return (last, drawn + sound.shape[1]), wave.swapaxes(0, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Steps(Quantizes):
+    """A frame is the mean of a hop and of those around it, in steps of 1 / size, 1 / size ** 2, ...: a code of each.
+
+    Sound of 16 bits has sums that float32 holds exactly, so that its codes are the same however it is cut.
+    """
+
+    sample_rate: int = 1000
+    segment: int = 64
+    batch_size: int = 1
+    codebooks: int = 3
+    codebook_size: int = 16
+    delay: int = 0
+    around: float = 0.0  # share of the frames at a distance of `reach`, on the way in and out
+    offset: float = 0.0  # so that silence is not what lies beyond the ends
+    hiss: float = 0.0
+    continuous: bool = False
+
+    criterion = "none"
+    init = train_step = evaluate = None
+    hop = property(lambda self: 8)
+    reach = property(lambda self: 2 + -(-self.delay // self.hop))
+
+    def weights(self, state):
+        return state
+
+    def mixed(self, frames):
+        """[batch, frames, n]; beyond the ends are zeros."""
+        around = jnp.pad(frames, ((0, 0), (2, 2), (0, 0)))
+        return frames + self.around * (around[:, :-4] + around[:, 4:])
+
+    def encode(self, params, wave):
+        frames = wave.reshape(len(wave), -1, self.hop * self.channels).mean(-1, keepdims=True)
+        return self.mixed(frames + self.offset)
+
+    def codes(self, params, wave):
+        if self.continuous:
+            raise InputError("this model is continuous")
+        whole = self.codebook_size**self.codebooks
+        steps = jnp.clip(jnp.floor((self.encode(params, wave) + 1) / 2 * whole), 0, whole - 1).astype(jnp.int32)
+        places = self.codebook_size ** np.arange(self.codebooks)[::-1].reshape(1, 1, -1)
+        return steps // places % self.codebook_size
+
+    def frames_of(self, params, codes):
+        places = 2.0 / self.codebook_size ** np.arange(1, codes.shape[-1] + 1, dtype=np.float32)
+        return (codes * places.reshape(1, 1, -1)).sum(-1, keepdims=True) - 1
+
+    def decode(self, params, latent, key, first=0):
+        draw = lambda i: jax.random.uniform(jax.random.fold_in(key, i), (self.hop * self.channels,), minval=-1.0)
+        noise = self.hiss * jax.vmap(draw)(first + jnp.arange(latent.shape[1]))
+        wave = (self.mixed(latent) + noise[None]).reshape(len(latent), -1, self.channels)
+        return jnp.pad(wave, ((0, 0), (self.delay, 0), (0, 0)))[:, : wave.shape[1]]
+
+    def spread(self, params):
+        return jnp.ones(1)
+
+
+def steps(folder, **fields):
+    """As a trained run, whose training saw the middle codes most."""
+    model = Steps(**fields)
+    middle = np.abs(np.arange(model.codebook_size) - (model.codebook_size - 1) / 2)
+    usage = np.tile(1000 * np.exp(-middle), (model.codebooks, 1)).astype(np.float32)
+    return Trained(folder, model, {"usage": usage}, 2, ())
 
 
 PARAMS = {"loud": np.float32(1)}

@@ -1,6 +1,7 @@
 """The files that a verb of sample.py is given: which they are, what is said of each, and where its result goes."""
 
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterable, Sequence, Set
 from itertools import chain
@@ -39,6 +40,15 @@ def why(path: Path, reason: audio.Unusable) -> str:
     return str(reason)
 
 
+def regular(path: Path) -> None:
+    """Raises `audio.Unusable` for what is no regular file: reading a pipe would wait for ever."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise audio.Unusable("not a regular file")
+    except OSError as problem:
+        raise audio.Unusable(problem.strerror or "can't be read") from problem
+
+
 def targets(paths: Sequence[Path], out: Path, suffix: str) -> list[Path]:
     """A file in `out` for each, NAME + suffix or, where that is one of `paths` or taken by another, NAME-2 + suffix."""
     taken, chosen = {os.path.realpath(path) for path in paths}, []
@@ -52,12 +62,39 @@ def targets(paths: Sequence[Path], out: Path, suffix: str) -> list[Path]:
     return chosen
 
 
-def one_by_one(paths: Sequence[Path], out: Path, suffix: str, act: Callable[[Path, Path], str]) -> None:
+def placed(paths: Sequence[Path], out: Path, suffix: str, ends: Set[str]) -> list[Path]:
+    """`targets`, or `out` itself where it ends in one of `ends` and is no folder: the file of the only path."""
+    if out.suffix.lower() not in ends or os.path.isdir(out):
+        return targets(paths, out, suffix)
+    if len(paths) > 1:
+        raise InputError(f"out is the file {audio.shown(out)}, but {len(paths)} files are given: name a folder")
+    return [out]
+
+
+def fresh(paths: Iterable[Path], force: bool) -> None:
+    """Raises InputError where one of these is there already and is not to be overwritten."""
+    there = [] if force else [path for path in paths if os.path.lexists(path)]
+    if there:
+        more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
+        raise InputError(f"{audio.shown(there[0])}{more} is there already: give another --out, or --force to overwrite")
+
+
+def one_by_one(
+    paths: Sequence[Path],
+    out: Path,
+    suffix: str,
+    act: Callable[[Path, Path], str],
+    ends: Set[str] = frozenset(),
+    force: bool = True,
+) -> None:
     """`act` on every file, once, and its target, with a printed row each; a file that can't be used is named and left
-    out. Raises InputError where none can be used."""
+    out. Raises InputError where none can be used, and, without `force`, where a target is there already. ends: as in
+    `placed`."""
     paths = distinct(paths)
+    places = placed(paths, out, suffix, ends)
+    fresh(places, force)
     width, problem, used = min(48, max(len(audio.shown(path)) for path in paths)), None, 0
-    for path, target in zip(paths, targets(paths, out, suffix), strict=True):
+    for path, target in zip(paths, places, strict=True):
         name = audio.shown(path)
         try:
             words = act(path, target)

@@ -51,22 +51,25 @@ def through(
     most: int,
     reach: int,
     beyond: str,
+    fade: int = FADE,
 ) -> Iterator[np.ndarray]:
     """What `program` makes of `frames` frames: the whole, in pieces.
 
     program: (first frame, [1, frames, ...]) -> [1, frames, ...]. rows: of a frame, in `blocks` and in the result. It
     sees windows of `most` frames or, where all are fewer, the next power of two: few compilations, bounded memory.
-    Neighbouring windows overlap by `reach` on either side, where a window is not what the whole would be, and by FADE
-    frames over which the one passes into the other: alike in both where the model is exact. beyond: how numpy pads the
-    last one. Raises `audio.Unusable` where the result is not finite.
+    Neighbouring windows overlap by `reach` on either side, where a window is not what the whole would be, and by `fade`
+    frames over which the one passes into the other: alike in both where the model is exact. beyond: how numpy pads what
+    follows the last frame. Of that there are `reach` frames more at least, so that no frame feels where a window ends:
+    the result is the same whatever `most` is. Raises `audio.Unusable` where it is not finite.
     """
-    size = min(most, 1 << (frames - 1).bit_length())
-    step = size - 2 * reach - FADE
+    whole = frames + reach
+    size = min(most, 1 << (whole - 1).bit_length())
+    step = size - 2 * reach - fade
     results = (
         (start, finite(np.asarray(program(start, part[None]))[0]))
-        for start, part in windows(blocks, frames, rows[0], size, step, beyond)
+        for start, part in windows(blocks, whole, rows[0], size, step, beyond)
     )
-    return joined(results, frames, rows[1], size, reach)
+    return joined(results, frames, rows[1], size, reach, fade)
 
 
 def finite(result: np.ndarray) -> np.ndarray:
@@ -99,20 +102,21 @@ def windows(
 
 
 def joined(
-    results: Iterable[tuple[int, np.ndarray]], frames: int, rows: int, size: int, reach: int
+    results: Iterable[tuple[int, np.ndarray]], frames: int, rows: int, size: int, reach: int, fade: int
 ) -> Iterator[np.ndarray]:
-    """What came of `windows`, joined: of each its inner part, the FADE last frames mixed with those of the next."""
-    share = ((np.arange(FADE * rows, dtype=np.float32) + 0.5) / (FADE * rows)).reshape(-1, 1)
+    """What came of `windows` of `frames + reach` frames, joined: of each its inner part, the `fade` last frames mixed
+    with those of the next."""
+    share = ((np.arange(fade * rows, dtype=np.float32) + 0.5) / max(1, fade * rows)).reshape(-1, 1)
     tail, done = None, 0
     for start, result in results:
-        last = start + size >= frames
-        end = frames if last else start + size - reach
+        end = min(frames, start + size - reach)
         piece = result[(done - start) * rows : (end - start) * rows]
-        if tail is not None:
+        if tail is not None and fade:
             fading = (1 - share) * tail + share * piece[: len(share)]
             piece = np.concatenate([fading, piece[len(share) :]])
-        if not last:
-            piece, tail, done = piece[: -len(share)], piece[-len(share) :], end - FADE
+        if end < frames:
+            kept = len(piece) - len(share)
+            piece, tail, done = piece[:kept], piece[kept:], end - fade
         yield piece
 
 

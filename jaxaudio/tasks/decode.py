@@ -1,16 +1,20 @@
-"""The sound of latent frames that encode wrote."""
+"""The sound of codes or latent frames that encode wrote."""
 
 import dataclasses
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 
 from jaxaudio.core import Encodes
+from jaxaudio.data import audio, bitstream
 from jaxaudio.data.files import found, one_by_one
 from jaxaudio.runtime.folder import Trained
-from jaxaudio.tasks.encode import identity, load
-from jaxaudio.tasks.reconstruct import Codec
+from jaxaudio.tasks.encode import fingerprint, identity, load
+from jaxaudio.tasks.reconstruct import Codec, has_codes
 
 NEEDS = Encodes
 
@@ -19,12 +23,28 @@ NEEDS = Encodes
 class Options:
     """Of the verb decode."""
 
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional]  # .npz files of latents, or folders of them
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional]  # .jaz files of codes, .npz of latents, or folders of them
+    force: bool = False  # overwrite files that are there already
 
 
 def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
-    """Writes NAME.wav per file of latents: with the same seed what reconstruct makes of the recording."""
-    codec, own = Codec(trained.model, trained.params, seed), identity(trained)
+    """Writes NAME.wav per file: with the same seed what reconstruct makes of the recording. `out` may be the file of
+    the only one."""
+    codec, own, cut = Codec(trained.model, trained.params, seed), identity(trained), []
+    of_latents, of_codes = latent(trained, codec, own), coded(trained, codec, fingerprint(own), cut)
+
+    def decode(path: Path, target: Path) -> str:
+        return (of_codes if path.suffix.lower() == ".jaz" else of_latents)(path, target)
+
+    paths = found(options.files, {".npz", ".jaz"}, "file of codes or latents")
+    one_by_one(paths, out, ".wav", decode, audio.WRITTEN.keys(), options.force)
+    for path, damage in cut:
+        print(f"{audio.shown(path)}: {damage}; what comes before is decoded", file=sys.stderr)
+    return out
+
+
+def latent(trained: Trained, codec: Codec, own: dict[str, str]) -> Callable[[Path, Path], str]:
+    """What decodes latents."""
     components = len(trained.model.spread(trained.params))
 
     def decode(path: Path, target: Path) -> str:
@@ -33,5 +53,45 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
         kept = given.latent.shape[1]
         return f"{given.length / given.sample_rate:.2f} s, {kept} of {components} components -> {target.name}"
 
-    one_by_one(found(options.files, {".npz"}, "file of latents"), out, ".wav", decode)
-    return out
+    return decode
+
+
+def coded(trained: Trained, codec: Codec, of: bytes, cut: list[tuple[Path, str]]) -> Callable[[Path, Path], str]:
+    """What decodes codes; files that end too early are added to `cut`."""
+    model, able = trained.model, has_codes(trained)
+    table = bitstream.tabled(np.asarray(trained.params["usage"])) if able else None
+
+    def decode(path: Path, target: Path) -> str:
+        stream = bitstream.look(path)
+        if not able:
+            raise audio.Unusable("holds codes, but this model has none: decode it with its own run")
+        header, length = stream.header, checked(stream, codec, of)
+        codec.write(target, codec.sound_of(bitstream.codes_of(path, stream, table), length, header.level), length)
+        words = f"{length / header.sample_rate:.2f} s, {header.codebooks} of {model.codebooks} codebooks"
+        if stream.damage:
+            cut.append((path, stream.damage))
+            words += f" (of {header.length / header.sample_rate:.2f} s: {stream.damage})"
+        return f"{words} -> {target.name}"
+
+    return decode
+
+
+def checked(stream: bitstream.Stream, codec: Codec, of: bytes) -> int:
+    """Samples that a stream's blocks tell. Raises `audio.Unusable` where another codec wrote them, or too few."""
+    header, model = stream.header, codec.model
+    names = ("sample_rate", "channels", "hop", "codebook_size")
+    there, here = ([getattr(x, name) for name in names] for x in (header, model))
+    each = "; ".join(f"{n} is {a} there and {b} here" for n, a, b in zip(names, there, here, strict=True) if a != b)
+    if header.codebooks > model.codebooks:
+        each = f"it has {header.codebooks} codebooks, this one {model.codebooks}"
+    if each:
+        raise audio.Unusable(f"of another model: {each}; decode it with its own run")
+    if header.fingerprint != of:
+        raise audio.Unusable("of another run or checkpoint: its fingerprint differs; see --checkpoint")
+    if not stream.damage and stream.frames != codec.frames(header.length):
+        wanted = f"{codec.frames(header.length)} as {header.length} samples want"
+        raise audio.Unusable(f"damaged: it has {stream.frames} frames, not {wanted}; encode the recording again")
+    length = min(header.length, stream.frames * model.hop - model.delay)
+    if length < 1:
+        raise audio.Unusable(f"{stream.damage}: nothing can be decoded")
+    return length

@@ -1,4 +1,4 @@
-"""The latent frames of recordings, as files that decode reads; of a vocoder its features, which vocode reads."""
+"""The codes or latent frames of recordings, as files that decode reads; of a vocoder its features, for vocode."""
 
 import contextlib
 import dataclasses
@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -19,11 +19,11 @@ import tyro
 
 from jaxaudio import zoo
 from jaxaudio.core import Encodes, InputError, Vocodes
-from jaxaudio.data import audio
-from jaxaudio.data.files import RECORDINGS, found, one_by_one, said
+from jaxaudio.data import audio, bitstream
+from jaxaudio.data.files import RECORDINGS, found, one_by_one, regular, said
 from jaxaudio.data.parts import level
 from jaxaudio.runtime.folder import Trained
-from jaxaudio.tasks.reconstruct import Codec, components, refuse_fidelity
+from jaxaudio.tasks.reconstruct import Codec, components, kept_codebooks, refuse_fidelity, refuse_rate
 from jaxaudio.tasks.vocode import Vocoder
 
 NEEDS = Encodes | Vocodes
@@ -39,6 +39,10 @@ class Options:
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]  # recordings, or folders of them
     fidelity: float = 1.0  # share of the latent variance that is kept, by as few leading components as hold it
+    kbps: float | None = None  # of codecs: as many codebooks as fit into so many kbit/s before entropy coding
+    codebooks: int | None = None  # of codecs: so many leading codebooks; neither: all
+    method: Literal["adaptive", "static", "raw"] = "adaptive"  # of codecs: what codes are written by; raw: as they are
+    force: bool = False  # overwrite files that are there already
 
 
 class Encoded(NamedTuple):
@@ -54,22 +58,21 @@ class Encoded(NamedTuple):
 
 
 def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
-    """Writes NAME.npz per recording; of a vocoder NAME.npy, float32 [frames, features]."""
+    """Writes per recording NAME.jaz (codes), NAME.npz (latents) or, of a vocoder, NAME.npy, float32 [frames, features];
+    `out` may be the file of the only one."""
     paths = found(options.files, RECORDINGS, "recording")
     if isinstance(trained.model, Vocodes):
         refuse_fidelity(trained, options.fidelity)
-        one_by_one(paths, out, ".npy", featured(Vocoder(trained.model, trained.params, seed)))
-        return out
-    codec, about = Codec(trained.model, trained.params, seed), identity(trained)
-    kept = components(trained, options.fidelity)
-
-    def encode(path: Path, target: Path) -> str:
-        sound = codec.survey(path)
-        latent = np.concatenate([each[:, :kept] for each in codec.latents(codec.blocks(sound), sound.frames)])
-        save(target, Encoded(latent, sound.frames, sound.sample_rate, level(codec.model, sound), **about))
-        return f"{said(sound)}, {latent.shape[0]} frames of {latent.shape[1]} -> {target.name}"
-
-    one_by_one(paths, out, ".npz", encode)
+        refuse_rate(trained, options.kbps, options.codebooks)
+        suffix, act = ".npy", featured(Vocoder(trained.model, trained.params, seed))
+    else:
+        codec = Codec(trained.model, trained.params, seed)
+        used = kept_codebooks(trained, options.fidelity, options.kbps, options.codebooks)
+        if used is None:
+            suffix, act = ".npz", latent(codec, identity(trained), components(trained, options.fidelity))
+        else:
+            suffix, act = ".jaz", streamed(codec, fingerprint(identity(trained)), used, options.method)
+    one_by_one(paths, out, suffix, act, {suffix}, options.force)
     return out
 
 
@@ -83,6 +86,45 @@ def featured(vocoder: Vocoder) -> Callable[[Path, Path], str]:
         return f"{said(sound)}, {frames.shape[0]} frames of {frames.shape[1]} -> {target.name}"
 
     return encode
+
+
+def latent(codec: Codec, about: dict[str, Any], kept: int | None) -> Callable[[Path, Path], str]:
+    """What writes the latents of a recording."""
+
+    def encode(path: Path, target: Path) -> str:
+        sound = codec.survey(path)
+        latent = np.concatenate([each[:, :kept] for each in codec.latents(codec.blocks(sound), sound.frames)])
+        save(target, Encoded(latent, sound.frames, sound.sample_rate, level(codec.model, sound), **about))
+        return f"{said(sound)}, {latent.shape[0]} frames of {latent.shape[1]} -> {target.name}"
+
+    return encode
+
+
+def streamed(codec: Codec, of: bytes, used: int, method: str) -> Callable[[Path, Path], str]:
+    """What writes the codes of a recording, a block at a time."""
+    model, table = codec.model, bitstream.tabled(np.asarray(codec.params["usage"]))
+
+    def encode(path: Path, target: Path) -> str:
+        sound, wrote = codec.survey(path), 0
+        about = (sound.sample_rate, sound.channels, sound.frames, model.hop, used, model.codebook_size)
+        header = bitstream.Header(method, of, *about, level(model, sound))
+
+        def write(file: BinaryIO) -> None:
+            nonlocal wrote
+            wrote = bitstream.write(file, header, codec.codes(codec.blocks(sound), sound.frames, used), table)
+
+        whole(target, write)
+        size, seconds = target.stat().st_size, sound.frames / sound.sample_rate
+        saved = 1 - 8 * wrote / (codec.frames(sound.frames) * used * header.bits)
+        rate = f"{size} bytes, {8 * size / seconds / 1000:.3g} kbps, {saved:.1%} saved by entropy coding"
+        return f"{said(sound)}, {used} codebooks, {rate} -> {target.name}"
+
+    return encode
+
+
+def fingerprint(about: dict[str, Any]) -> bytes:
+    """8 bytes of `identity`: of the fields and the parameters, not of the step."""
+    return hashlib.sha256(f"{about['model']} {about['parameters']}".encode()).digest()[:8]
 
 
 def identity(trained: Trained) -> dict[str, Any]:
@@ -145,6 +187,7 @@ def load(path: Path, codec: Codec, own: dict[str, Any], components: int) -> Enco
 
 def _read(path: Path) -> Encoded:
     """The fields, each of its kind."""
+    regular(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             encoded = Encoded(*[file[name] if name == "latent" else file[name].item() for name in Encoded._fields])

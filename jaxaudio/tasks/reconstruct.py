@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxaudio.core import Encodes, InputError, Params, Vocodes
+from jaxaudio.core import Encodes, InputError, Params, Quantizes, Vocodes
 from jaxaudio.data import audio
+from jaxaudio.data.bitstream import width
 from jaxaudio.data.files import RECORDINGS, found, one_by_one, said
 from jaxaudio.data.parts import FADE, Head, Recorder, level, page, through
 from jaxaudio.runtime.folder import Trained
@@ -33,6 +35,8 @@ class Options:
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]  # recordings, or folders of them
     fidelity: float = 1.0  # share of the latent variance that is kept, by as few leading components as hold it
+    kbps: float | None = None  # of codecs: as many codebooks as fit into so many kbit/s before entropy coding
+    codebooks: int | None = None  # of codecs: so many leading codebooks; neither: all
     temperature: float | None = None  # of models that draw sample by sample; 0: always the most likely one
     top_p: float | None = None  # of the same: only the most likely levels, which together have this probability
     fold: float | None = None  # seconds, of vocoders: an approximation, stretches of that are made side by side
@@ -61,9 +65,13 @@ def coding(trained: Trained, options: Options, seed: int) -> tuple["Codec", Back
     """An autoencoder, and what takes sound through it."""
     if options.fold is not None:
         raise InputError(f"fold is {options.fold:g}, but {trained.folder} is no vocoder: leave --fold away")
-    codec, kept = Codec(trained.model, trained.params, seed), components(trained, options.fidelity)
+    codec = Codec(trained.model, trained.params, seed)
+    used = kept_codebooks(trained, options.fidelity, options.kbps, options.codebooks)
+    kept = components(trained, options.fidelity)
 
     def back(blocks: Iterable[np.ndarray], length: int, loud: float) -> Iterator[np.ndarray]:
+        if used is not None:
+            return codec.sound_of(codec.codes(blocks, length, used), length, loud)
         return codec.sound((each[:, :kept] for each in codec.latents(blocks, length)), length, loud)
 
     return codec, back
@@ -72,6 +80,7 @@ def coding(trained: Trained, options: Options, seed: int) -> tuple["Codec", Back
 def vocoding(trained: Trained, options: Options, seed: int) -> tuple[Vocoder, Back]:
     """The same of a vocoder."""
     refuse_fidelity(trained, options.fidelity)
+    refuse_rate(trained, options.kbps, options.codebooks)
     vocoder = Vocoder(trained.model, trained.model.prepared(trained.params), seed, options.fold)
     return vocoder, lambda blocks, length, loud: vocoder.sound(vocoder.features(blocks, length), length, loud)
 
@@ -80,6 +89,51 @@ def refuse_fidelity(trained: Trained, fidelity: float) -> None:
     """Raises InputError where a vocoder is asked for it."""
     if fidelity != 1:
         raise InputError(f"fidelity is {fidelity}, but {trained.folder} has no latent space: leave --fidelity away")
+
+
+def refuse_rate(trained: Trained, kbps: float | None, codebooks: int | None) -> None:
+    """Raises InputError where a model without codes is asked for some of them."""
+    for name, asked in (("kbps", kbps), ("codebooks", codebooks)):
+        if asked is not None:
+            raise InputError(f"{name} is {asked:g}, but {trained.folder} has no codes: leave --{name} away")
+
+
+def has_codes(trained: Trained) -> bool:
+    """Whether the model turns sound into codes; a codec may also have a continuous latent."""
+    model = trained.model
+    if not isinstance(model, Quantizes):
+        return False
+    try:
+        jax.eval_shape(model.codes, trained.params, jax.ShapeDtypeStruct((1, model.hop, model.channels), jnp.float32))
+    except InputError:
+        return False
+    return True
+
+
+def kept_codebooks(trained: Trained, fidelity: float, kbps: float | None, codebooks: int | None) -> int | None:
+    """How many leading codebooks of a codec are used; None where the model has no codes. Raises InputError."""
+    if not has_codes(trained):
+        refuse_rate(trained, kbps, codebooks)
+        return None
+    model, where = trained.model, trained.folder
+    if fidelity != 1:
+        raise InputError(f"fidelity is {fidelity}, but {where} has codes: choose by --codebooks or --kbps")
+    if kbps is not None and codebooks is not None:
+        raise InputError(f"kbps is {kbps:g} and codebooks {codebooks}: give one of them")
+    if kbps is not None:
+        each = raw_kbps(model, 1)
+        if not kbps >= each:
+            raise InputError(f"kbps is {kbps:g}: a codebook of {where} takes {each:.4g}; ask for that at least")
+        return min(model.codebooks, int(min(kbps / each, model.codebooks) + 1e-9))
+    used = model.codebooks if codebooks is None else codebooks
+    if not 1 <= used <= model.codebooks:
+        raise InputError(f"codebooks is {used}: {where} has 1 to {model.codebooks}")
+    return used
+
+
+def raw_kbps(model: Quantizes, codebooks: int) -> float:
+    """What the codes of so many codebooks take as they are, in kbit/s."""
+    return model.sample_rate / model.hop * width(model.codebook_size) * codebooks / 1000
 
 
 class Showcase:
@@ -138,12 +192,15 @@ def leading(spread: np.ndarray, fidelity: float) -> int:
 
 class Codec(Recorder):
     """A model that encodes and its parameters, for recordings of any length, in parts: beyond the end of a recording
-    are zeros, beyond the end of latents their last frame."""
+    are zeros, beyond the end of latents and codes their last frame."""
 
     def __init__(self, model: Encodes, params: Params, seed: int):
         super().__init__(model)
         self.params, self.key = params, jax.random.key(seed)
         self.encode, self.decode = jax.jit(model.encode), jax.jit(model.decode)
+        if isinstance(model, Quantizes):
+            tell = lambda params, codes, key, first: model.decode(params, model.frames_of(params, codes), key, first)
+            self.quantize, self.tell = jax.jit(model.codes), jax.jit(tell)
         self.most = max(-(-round(PART_SECONDS * model.sample_rate) // model.hop), 4 * (2 * model.reach + FADE))
 
     def frames(self, length: int) -> int:
@@ -155,11 +212,27 @@ class Codec(Recorder):
         encode, rows = lambda start, part: self.encode(self.params, part), (self.model.hop, 1)
         return through(encode, blocks, self.frames(length), rows, self.most, self.model.reach, "constant")
 
+    def codes(self, blocks: Iterable[np.ndarray], length: int, used: int | None = None) -> Iterator[np.ndarray]:
+        """The codes [some, codebooks] of such sound, those of the `used` leading codebooks."""
+        quantize, rows = lambda start, part: self.quantize(self.params, part), (self.model.hop, 1)
+        parts = through(quantize, blocks, self.frames(length), rows, self.most, self.model.reach, "constant", fade=0)
+        return (part[:, :used] for part in parts)
+
     def sound(self, latents: Iterable[np.ndarray], length: int, loud: float) -> Iterator[np.ndarray]:
         """The sound of latent frames [some, n], in time with what was encoded, times `loud`."""
-        decode, rows = lambda start, part: self.decode(self.params, part, self.key, start), (1, self.model.hop)
+        return self.back(self.decode, latents, length, loud)
+
+    def sound_of(self, codes: Iterable[np.ndarray], length: int, loud: float) -> Iterator[np.ndarray]:
+        """The same of codes [some, codebooks]."""
+        return self.back(self.tell, codes, length, loud)
+
+    def back(
+        self, program: Callable[..., jax.Array], frames: Iterable[np.ndarray], length: int, loud: float
+    ) -> Iterator[np.ndarray]:
+        """The sound that `program` makes of frames."""
+        decode, rows = lambda start, part: program(self.params, part, self.key, start), (1, self.model.hop)
         late, left = self.model.delay, length
-        for block in through(decode, latents, self.frames(length), rows, self.most, self.model.reach, "edge"):
+        for block in through(decode, frames, self.frames(length), rows, self.most, self.model.reach, "edge"):
             wave = block[min(late, len(block)) :][:left]
             late, left = max(0, late - len(block)), left - len(wave)
             if len(wave):

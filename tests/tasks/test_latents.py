@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import os
 
 import numpy as np
 import pytest
@@ -173,7 +174,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(file, tmp_path, monke
 
     monkeypatch.setattr(np, "savez", savez)
     with pytest.raises(InputError, match=r"a.npz: cannot be written \(No space left on device\); choose another place"):
-        encoded(given, [tmp_path / "a.wav"], path.parent)
+        encoded(given, [tmp_path / "a.wav"], path.parent, force=True)
     assert {each.name for each in path.parent.iterdir()} == {"a.npz", "a.new"}
     assert (path.read_bytes(), (path.parent / "a.new").read_text()) == (before, "mine")
 
@@ -184,7 +185,38 @@ def test_only_as_many_components_are_written_as_hold_the_fidelity(file, tmp_path
     assert "fidelity 0.5: 3 of 8 components" in capsys.readouterr().out
     with np.load(path) as whole, np.load(tmp_path / "few" / "a.npz") as few:
         np.testing.assert_array_equal(few["latent"], whole["latent"][:, :3])
-    decoded(given, [tmp_path / "few" / "a.npz"], tmp_path)
+    decoded(given, [tmp_path / "few" / "a.npz"], tmp_path / "new")
     assert "3 of 8 components" in capsys.readouterr().out
     with pytest.raises(InputError, match="fidelity is 2"):
         encoded(given, [tmp_path / "a.wav"], tmp_path / "few", fidelity=2.0)
+
+
+def test_no_file_is_overwritten_but_by_force(file, tmp_path):
+    given, path = file
+    (tmp_path / "a.wav").replace(tmp_path / "b.wav")
+    (tmp_path / "a.wav").write_text("mine")
+    with pytest.raises(InputError, match=r"a.wav is there already: give another --out, or --force to overwrite"):
+        decoded(given, [path], tmp_path)
+    (path.parent / "b.npz").symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"b.npz is there already"):
+        encoded(given, [tmp_path / "b.wav"], path.parent)
+    assert (tmp_path / "a.wav").read_text() == "mine"
+    decode.perform(given, decode.Options(files=(path,), force=True), 3, tmp_path)
+    np.testing.assert_array_equal(audio.read(tmp_path / "a.wav", 1000, 1), audio.read(tmp_path / "b.wav", 1000, 1))
+
+
+def test_out_may_be_the_file_of_the_only_result(file, tmp_path):
+    given, path = file
+    assert encoded(given, [tmp_path / "a.wav"], tmp_path / "deep" / "x.npz") == tmp_path / "deep" / "x.npz"
+    decoded(given, [tmp_path / "deep" / "x.npz"], tmp_path / "y.flac")
+    np.testing.assert_array_equal(audio.read(tmp_path / "y.flac", 1000, 1), audio.read(tmp_path / "a.wav", 1000, 1))
+    with pytest.raises(InputError, match=r"out is the file .*z.wav, but 2 files are given: name a folder"):
+        decoded(given, [path, tmp_path / "deep" / "x.npz"], tmp_path / "z.wav")
+    (tmp_path / "z.wav").mkdir()
+    decoded(given, [path], tmp_path / "z.wav")
+    assert (tmp_path / "z.wav" / "a.wav").exists()
+
+
+def test_a_pipe_of_latents_is_left_out_and_not_waited_for(file, tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    assert "pipe.npz: not a regular file" in refusal(file[0], tmp_path / "pipe.npz")

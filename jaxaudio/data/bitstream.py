@@ -1,0 +1,390 @@
+"""Codes of a recording as a stream of bytes: the file NAME.jaz.
+
+A file is a header and blocks of frames, one behind the other. A varint is a whole number in groups of 7 bits, the
+lowest first, a byte each, with the highest bit set in all bytes but the last. Whatever has several bytes of its own is
+little-endian.
+
+The header:
+    3 bytes   "JAZ"
+    1 byte    version of this format: 1
+    1 byte    method by which codes are written (0 raw, 1 static, 2 adaptive), plus 16 where a level follows
+    8 bytes   fingerprint of the codec: its fields and its parameters
+    varints   sample rate in Hz, channels, length in samples, samples per frame, codebooks used, values of a code
+    4 bytes   the level as float32, where the first method byte says so: the peak that the recording had
+    2 bytes   the lower half of the CRC-32 of everything before
+A block, `per_block` frames of it (10 seconds), fewer in the last one:
+    varint    twice its frames, plus 1 in the last block: what marks the end
+    varint    bytes of its codes
+    ...       the codes
+    4 bytes   CRC-32 of everything in the block before
+Blocks know nothing of each other, so that one that is damaged spoils no other one.
+
+The codes of a block, by method:
+    raw       frame by frame, the coarsest codebook first, each as bits, the highest first; zeros fill the last byte
+    static    codebook by codebook, range coded under how often each code came in training
+    adaptive  frame by frame, the coarsest codebook first, range coded under what `Adaptive` expects
+The range coder is `constriction`'s, its words of 32 bits. Its tables are whole numbers, of sums that float64 holds
+exactly, and come from counts alone: every machine decodes what any machine encoded.
+"""
+
+import struct
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import constriction
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxaudio.core import InputError
+from jaxaudio.data import audio
+from jaxaudio.data.files import regular
+
+Codes = Int[np.ndarray, "frames codebooks"]
+Table = Int[np.ndarray, "tables size"]  # at least as many as codebooks
+
+model, queue = constriction.stream.model, constriction.stream.queue
+
+MAGIC, VERSION = b"JAZ", 1
+METHODS = ("raw", "static", "adaptive")
+LEVEL = 16
+BLOCK_SECONDS = 10.0
+MOST_VARINT = 9  # bytes
+MOST_SIZE = 1 << 16  # values of a code
+MOST_CODEBOOKS = 1 << 8
+FINEST = 1 << 16  # of a table: how often the most frequent code comes
+
+SHARES, KEPT = 1 << 24, 1 << 20  # what the weights of a mixture add up to; bits of a probability on top of that
+PRIOR, BACK = 128, 4  # counts that the table is worth, and that all codes are worth to those in a context
+RESTART = 33  # 1 / share of a mixture that is dealt out anew with each code: Herbster & Warmuth's fixed share
+
+
+class Header(NamedTuple):
+    """What is known of a stream before its codes."""
+
+    method: str
+    fingerprint: bytes
+    sample_rate: int  # Hz
+    channels: int
+    length: int  # samples
+    hop: int
+    codebooks: int  # those used: the leading ones
+    codebook_size: int
+    level: float = 1.0  # the peak, of models that hear all at a peak of 1
+
+    @property
+    def per_block(self) -> int:
+        """Frames of every block but the last."""
+        return max(1, round(BLOCK_SECONDS * self.sample_rate / self.hop))
+
+    @property
+    def bits(self) -> int:
+        """Of a code as it is."""
+        return width(self.codebook_size)
+
+    def seconds(self, frames: int) -> float:
+        """How long so many frames last."""
+        return frames * self.hop / self.sample_rate
+
+
+class Block(NamedTuple):
+    """Where the codes of a block lie."""
+
+    frames: int
+    offset: int
+    size: int  # bytes
+
+
+class Stream(NamedTuple):
+    """A file that was looked through: what can be decoded of it."""
+
+    header: Header
+    blocks: list[Block]
+    damage: str  # why there are no more blocks; empty where all are there
+
+    @property
+    def frames(self) -> int:
+        """Of all blocks."""
+        return sum(block.frames for block in self.blocks)
+
+
+def width(size: int) -> int:
+    """Bits of one of `size` values."""
+    return max(1, (size - 1).bit_length())
+
+
+# ------------------------------------------------------------------------------------------------------ the container
+
+
+def write(file: BinaryIO, header: Header, codes: Iterable[Codes], table: Table) -> int:
+    """Writes codes that come in parts [some frames, codebooks]; how many bytes of the file are codes.
+
+    Holds a block at a time. table: of `tabled`.
+    """
+    file.write(_packed_header(header))
+    held, total = np.zeros((0, header.codebooks), np.int32), 0
+
+    def block(part: Codes, last: bool) -> int:
+        payload = encoded(part, header, table)
+        content = varint(2 * len(part) + last) + varint(len(payload)) + payload
+        file.write(content + struct.pack("<I", zlib.crc32(content)))
+        return len(payload)
+
+    for part in codes:
+        held = np.concatenate([held, part])
+        while len(held) > header.per_block:  # not at once where they are as many: it may be the last one
+            total += block(held[: header.per_block], False)
+            held = held[header.per_block :]
+    return total + block(held, True)
+
+
+def look(path: Path) -> Stream:
+    """Reads all of a file but decodes nothing. Raises `audio.Unusable` where its header is damaged or of another
+    version, and where the bytes of a block are not those that were written; a file that is cut off is a `damage`."""
+    try:
+        regular(path)
+        with open(path, "rb") as file:
+            header = _read_header(file)
+            return Stream(header, *_read_blocks(file, header))
+    except OSError as problem:
+        raise audio.Unusable(problem.strerror or "it can't be read") from problem
+
+
+def codes_of(path: Path, stream: Stream, table: Table) -> Iterator[Codes]:
+    """The codes, block by block."""
+    header = stream.header
+    with open(path, "rb") as file:
+        for number, block in enumerate(stream.blocks):
+            file.seek(block.offset)
+            payload = file.read(block.size)
+            try:
+                yield decoded(payload, block.frames, header, table)
+            except (AssertionError, ValueError) as problem:
+                raise audio.Unusable(f"block {number + 1} holds what no encoder writes: encode it again") from problem
+
+
+def varint(value: int) -> bytes:
+    """A whole number, 7 bits to a byte."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _packed_header(header: Header) -> bytes:
+    first = METHODS.index(header.method) + (LEVEL if header.level != 1 else 0)
+    content = MAGIC + bytes([VERSION, first]) + header.fingerprint
+    content += b"".join(varint(value) for value in header[2:-1])
+    content += struct.pack("<f", header.level) if header.level != 1 else b""
+    return content + struct.pack("<H", zlib.crc32(content) & 0xFFFF)
+
+
+class _Cut(Exception):
+    """The file ends."""
+
+
+class _Reader:
+    """Reads a file and keeps the checksum of what it read."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.crc = file, 0
+
+    def take(self, count: int) -> bytes:
+        content = self.file.read(count)
+        self.crc = zlib.crc32(content, self.crc)
+        if len(content) < count:
+            raise _Cut
+        return content
+
+    def varint(self) -> int:
+        """Raises `audio.Unusable` where it has too many bytes."""
+        value = 0
+        for i in range(MOST_VARINT):
+            byte = self.take(1)[0]
+            value |= (byte & 127) << 7 * i
+            if byte < 128:
+                return value
+        raise audio.Unusable("damaged: a number in it has no end; encode the recording again")
+
+
+def _read_header(file: BinaryIO) -> Header:
+    reader = _Reader(file)
+    try:
+        start = reader.file.read(4)
+        if not start:
+            raise audio.Unusable("an empty file")
+        if not start.startswith(MAGIC[: len(start)]):
+            raise audio.Unusable("no stream of codes: it does not begin with JAZ")
+        if start[3:] and start[3] != VERSION:
+            raise audio.Unusable(f"of version {start[3]} of the format, not {VERSION}: decode it with its own program")
+        reader.crc = zlib.crc32(start)
+        first, fingerprint = reader.take(1)[0], reader.take(8)
+        values = [reader.varint() for _ in range(6)]
+        level = struct.unpack("<f", reader.take(4))[0] if first & LEVEL else 1.0
+        crc = reader.crc & 0xFFFF
+        right = struct.unpack("<H", reader.take(2))[0] == crc
+    except _Cut:
+        raise audio.Unusable("cut off within its header: nothing of it can be decoded") from None
+    if not right:
+        raise audio.Unusable("damaged: its header has another checksum; encode the recording again")
+    known = first & ~LEVEL < len(METHODS)
+    header = Header(METHODS[first & ~LEVEL if known else 0], fingerprint, *values, level)
+    small = header.codebooks <= MOST_CODEBOOKS and 2 <= header.codebook_size <= MOST_SIZE
+    if not (known and small and min(values) > 0 and max(values) < 1 << 48 and 0 < level <= 1):
+        raise audio.Unusable("damaged: its header holds what no encoder writes; encode the recording again")
+    return header
+
+
+def _read_blocks(file: BinaryIO, header: Header) -> tuple[list[Block], str]:
+    """The blocks that are whole, and what is wrong behind them."""
+    blocks, done = [], 0
+    while True:
+        number, begin, reader = len(blocks) + 1, file.tell(), _Reader(file)
+        at = f"block {number}, at {header.seconds(done):.2f} s"
+        try:
+            twice, size = reader.varint(), reader.varint()
+            frames, last = twice // 2, twice % 2
+            offset = file.tell()
+            if not 0 < frames <= header.per_block or (frames < header.per_block and not last):
+                raise audio.Unusable(_broken(at, begin, "holds an impossible number of frames"))
+            for start in range(0, size, audio.BLOCK):  # never more than is there, whatever the size says
+                reader.take(min(audio.BLOCK, size - start))
+            crc = reader.crc
+            if struct.unpack("<I", reader.take(4))[0] != crc:
+                until = f"block {number}, {header.seconds(done):.2f} to {header.seconds(done + frames):.2f} s"
+                raise audio.Unusable(_broken(until, begin, "has another checksum"))
+        except _Cut:
+            return blocks, f"cut off in {at}"
+        blocks.append(Block(frames, offset, size))
+        done += frames
+        if last:
+            if file.read(1):
+                raise audio.Unusable(
+                    f"damaged: bytes follow its last block, which ends at {header.seconds(done):.2f} s"
+                )
+            return blocks, ""
+
+
+def _broken(where: str, begin: int, how: str) -> str:
+    """What is wrong, and what can be done."""
+    rest = f", or cut it to its first {begin} bytes to decode what comes before"
+    return f"damaged: {where}, {how}: encode the recording again{rest}"
+
+
+# ---------------------------------------------------------------------------------------------------------- the codes
+
+
+def tabled(usage: Float[np.ndarray, "tables size"]) -> Table:
+    """How often each code comes, in whole numbers from 1 to FINEST, of how often it came in training.
+
+    usage: counts, which may have been averaged. Of each codebook only the largest count and quotients of two are
+    taken: no sum that another machine might round in another way.
+    """
+    if not np.isfinite(usage).all():
+        raise InputError("how often codes came in training is not finite: name an earlier --checkpoint")
+    count = np.maximum(np.asarray(usage, np.float64), 0) + 1
+    return (count / count.max(1, keepdims=True) * (FINEST - 1)).astype(np.int64) + 1
+
+
+def encoded(codes: Codes, header: Header, table: Table) -> bytes:
+    """The codes of a block as bytes. Raises InputError where one is out of range."""
+    if codes.size and not (codes.min() >= 0 and codes.max() < header.codebook_size):
+        rule = f"0 to {header.codebook_size - 1}"
+        raise InputError(f"the model gives codes from {codes.min()} to {codes.max()}: they are {rule}")
+    if header.method == "raw":
+        return np.packbits((codes.reshape(-1, 1) >> np.arange(header.bits)[::-1]) & 1).tobytes()
+    coder = queue.RangeEncoder()
+    if header.method == "static":
+        for column, row in zip(codes.T.astype(np.int32), table, strict=False):
+            coder.encode(np.ascontiguousarray(column), model.Categorical(row.astype(np.float64), perfect=False))
+    else:
+        family, expected = model.Categorical(perfect=False), Adaptive(table[: header.codebooks])
+        for frame in codes.astype(np.int32):
+            expected.next()
+            for k, code in enumerate(frame.tolist()):
+                coder.encode(frame[k : k + 1], family, expected.table(k).reshape(1, -1))
+                expected.add(k, code)
+    return coder.get_compressed().astype("<u4").tobytes()
+
+
+def decoded(payload: bytes, frames: int, header: Header, table: Table) -> Codes:
+    """The codes of a block. Raises AssertionError or ValueError where no codes give these bytes."""
+    shape = (frames, header.codebooks)
+    if header.method == "raw":
+        bits, count = np.unpackbits(np.frombuffer(payload, np.uint8)), frames * header.codebooks * header.bits
+        values = bits[:count].reshape(*shape, header.bits) @ (1 << np.arange(header.bits)[::-1])
+        if len(payload) != -(-count // 8) or values.max() >= header.codebook_size:
+            raise ValueError("no codes give these bytes")
+        return values.astype(np.int32)
+    coder = queue.RangeDecoder(np.frombuffer(payload, "<u4").astype(np.uint32))
+    codes = np.empty(shape, np.int32)
+    if header.method == "static":
+        for k, row in enumerate(table[: header.codebooks]):
+            codes[:, k] = coder.decode(model.Categorical(row.astype(np.float64), perfect=False), frames)
+    else:
+        family, expected = model.Categorical(perfect=False), Adaptive(table[: header.codebooks])
+        for frame in codes:
+            expected.next()
+            for k in range(header.codebooks):
+                frame[k] = coder.decode(family, expected.table(k).reshape(1, -1))[0]
+                expected.add(k, int(frame[k]))
+    if not coder.maybe_exhausted():
+        raise ValueError("no codes give these bytes")
+    return codes
+
+
+class Adaptive:
+    """What codes to expect, from those that came before in the same block: of each codebook a mixture of four opinions.
+
+    They are the table; how often each code came, with the table as PRIOR counts; and what came behind the same code of
+    the frame before, and behind the same code of the next coarser codebook, either with the second opinion as BACK
+    counts. What an opinion weighs follows how well it foretold the codes so far, by Bayes' rule. All numbers are whole.
+    """
+
+    def __init__(self, table: Table):
+        self.static, self.total = table, [int(row.sum()) for row in table]
+        self.counts = np.zeros_like(table)
+        self.behind = [(defaultdict(list), defaultdict(list)) for _ in table]
+        self.weights = [[SHARES // 4] * 4 for _ in table]
+        self.frame, self.before, self.contexts = [], [], ([], [])
+        self.seen = 0  # frames before this one
+
+    def next(self) -> None:
+        """A frame begins."""
+        self.seen += bool(self.frame)
+        self.before, self.frame = self.frame, []
+
+    def table(self, k: int) -> Float[np.ndarray, "size"]:
+        """How likely each code of codebook k is, the next one, up to a factor; whole numbers."""
+        first, second = self.behind[k]
+        after = first[self.before[k]] if self.before else []
+        beside = second[self.frame[k - 1]] if k else []
+        self.contexts = after, beside
+        static, own, *others = (weight * KEPT for weight in self.weights[k])
+        shares = [weight // (BACK + len(past)) for weight, past in zip(others, self.contexts, strict=True)]
+        each = (own + BACK * sum(shares)) // (PRIOR + self.seen)
+        likely = (static + PRIOR * each) // self.total[k] * self.static[k] + each * self.counts[k]
+        for share, past in zip(shares, self.contexts, strict=True):
+            if past:
+                np.add.at(likely, past, share)
+        return likely.astype(np.float64)
+
+    def add(self, k: int, code: int) -> None:
+        """That one came; `table` was asked for it."""
+        static = SHARES * KEPT * int(self.static[k, code]) // self.total[k]
+        own = (PRIOR * static + SHARES * KEPT * int(self.counts[k, code])) // (PRIOR + self.seen)
+        told = [static, own]
+        for past in self.contexts:
+            told.append((BACK * own + SHARES * KEPT * past.count(code)) // (BACK + len(past)))
+        earned = [weight * told for weight, told in zip(self.weights[k], told, strict=True)]
+        kept, all_earned = SHARES - SHARES // RESTART, sum(earned)
+        self.weights[k] = [kept * one // all_earned + SHARES // RESTART // 4 for one in earned]
+        self.counts[k, code] += 1
+        self.frame.append(code)
+        if self.before:
+            self.contexts[0].append(code)
+        if k:
+            self.contexts[1].append(code)

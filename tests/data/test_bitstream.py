@@ -1,0 +1,309 @@
+"""Streams of codes: what comes back, what it costs, and what damage is told of."""
+
+import os
+import re
+import struct
+import zlib
+
+import numpy as np
+import pytest
+
+from jaxaudio.core import InputError
+from jaxaudio.data import audio
+from jaxaudio.data import bitstream as B
+
+
+def header(**fields):
+    """Of a codec of 25 frames per second and block."""
+    known = {"method": "adaptive", "fingerprint": b"12345678", "sample_rate": 800, "channels": 1, "length": 1600}
+    return B.Header(**known | {"hop": 32, "codebooks": 3, "codebook_size": 64} | fields)
+
+
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch):
+    monkeypatch.setattr(B, "BLOCK_SECONDS", 1.0)
+
+
+def usage(size=64, books=4, seed=0):
+    return (1e4 * np.random.default_rng(seed).dirichlet(np.full(size, 0.3), books)).astype(np.float32)
+
+
+def draws(frames, given, seed=1):
+    """Codes as often as `usage` has them, of which every fifth stays."""
+    rng, share = np.random.default_rng(seed), usage(given.codebook_size, max(given.codebooks, 4)).astype(np.float64)
+    codes = [rng.choice(given.codebook_size, frames, p=row / row.sum()) for row in share[: given.codebooks]]
+    codes = np.stack(codes, 1).astype(np.int32)
+    for i in range(1, frames):
+        codes[i] = codes[i - 1] if i % 5 == 0 else codes[i]
+    return codes
+
+
+def in_parts(codes, rng):
+    while len(codes):
+        size = int(rng.integers(0, 40))
+        yield codes[:size]
+        codes = codes[size:]
+
+
+def written(path, codes, given, table=None):
+    table = B.tabled(usage(given.codebook_size, max(given.codebooks, 4))) if table is None else table
+    with open(path, "wb") as file:
+        return B.write(file, given, in_parts(codes, np.random.default_rng(0)), table), table
+
+
+def back(path, table):
+    stream = B.look(path)
+    return stream, np.concatenate([np.zeros((0, stream.header.codebooks), np.int32), *B.codes_of(path, stream, table)])
+
+
+@pytest.mark.parametrize("method", B.METHODS)
+def test_any_codes_come_back_whatever_their_number_and_size(method, tmp_path):
+    rng = np.random.default_rng(2)
+    for frames in (1, 2, 24, 25, 26, 50, 51, 137):
+        size, books = int(rng.choice([2, 3, 64, 1000, 1024])), int(rng.integers(1, 6))
+        given = header(method=method, codebooks=books, codebook_size=size, length=frames * 32)
+        for codes in (draws(frames, given), rng.integers(0, size, (frames, books), np.int32)):
+            count, table = written(tmp_path / "a.jaz", codes, given)
+            stream, result = back(tmp_path / "a.jaz", table)
+            np.testing.assert_array_equal(result, codes)
+            assert stream.header == given
+            assert stream.damage == ""
+            assert [block.frames for block in stream.blocks[:-1]] == [25] * ((frames - 1) // 25)
+            assert sum(block.size for block in stream.blocks) == count
+
+
+def test_extreme_codes_and_tables_come_back(tmp_path):
+    given = header(codebooks=2, codebook_size=1024)
+    flat, lonely = np.zeros((2, 1024), np.float32), np.eye(2, 1024, dtype=np.float32) * 3e38
+    for counts in (flat, lonely, -lonely):
+        for codes in (np.zeros((60, 2), np.int32), np.full((60, 2), 1023, np.int32)):
+            _, table = written(tmp_path / "a.jaz", codes, given, B.tabled(counts))
+            np.testing.assert_array_equal(back(tmp_path / "a.jaz", table)[1], codes)
+
+
+def test_the_file_is_as_the_head_of_the_module_says(tmp_path):
+    given = header(method="raw", length=300, level=0.5, codebooks=2, codebook_size=1000)
+    codes = draws(30, given)
+    written(tmp_path / "a.jaz", codes, given)
+    content = (tmp_path / "a.jaz").read_bytes()
+    head = b"JAZ\x01\x10" + b"12345678" + bytes([0xA0, 6, 1, 0xAC, 2, 32, 2, 0xE8, 7]) + struct.pack("<f", 0.5)
+    head += struct.pack("<H", zlib.crc32(head) & 0xFFFF)
+    assert content.startswith(head)
+    rest = content[len(head) :]
+    for part, last in ((codes[:25], 0), (codes[25:], 1)):
+        bits = "".join(f"{code:010b}" for code in part.ravel())
+        bits += "0" * (-len(bits) % 8)
+        block = bytes([2 * len(part) + last, len(bits) // 8]) + int(bits, 2).to_bytes(len(bits) // 8, "big")
+        block += struct.pack("<I", zlib.crc32(block))
+        assert rest.startswith(block)
+        rest = rest[len(block) :]
+    assert rest == b""
+
+
+def test_streams_of_this_version_stay_the_same_bytes(tmp_path):
+    """If this fails the format or the range coder has changed, and what was encoded before can't be decoded."""
+    codes = (np.arange(180).reshape(60, 3) ** 2 // 7 % 64).astype(np.int32)
+    table = B.tabled((np.arange(256).reshape(4, 64) % 13).astype(np.float32))
+    sums = []
+    for method in B.METHODS:
+        written(tmp_path / "a.jaz", codes, header(method=method), table)
+        sums.append(zlib.crc32((tmp_path / "a.jaz").read_bytes()))
+    assert sums == [1518368612, 3390306594, 3259289239]
+
+
+def entropy(codes, table):
+    """Bytes under the static table."""
+    share = table / table.sum(1, keepdims=True)
+    return sum(-np.log2(share[k, column]).sum() for k, column in enumerate(codes.T)) / 8
+
+
+def test_the_static_method_costs_what_the_table_says_and_the_container_little(tmp_path):
+    given = header(method="static", sample_rate=16000, hop=320, codebooks=8, codebook_size=1024, length=3 * 16000)
+    codes = draws(150, given)
+    count, table = written(tmp_path / "a.jaz", codes, given)
+    ideal = entropy(codes, table)
+    assert ideal <= count < ideal + 4 * 4, "a block a second, whose words are of 4 bytes"
+    assert (tmp_path / "a.jaz").stat().st_size - count == 4 + 1 + 8 + (2 + 1 + 3 + 2 + 1 + 2) + 2 + 3 * (1 + 2 + 4)
+
+
+def expected(codes, table, blocks=25):
+    """Bytes under the adaptive method, by its definition, in floating point."""
+    total, size = 0.0, table.shape[1]
+    for start in range(0, len(codes), blocks):
+        part = codes[start : start + blocks]
+        for k in range(codes.shape[1]):
+            weights = np.full(4, 0.25)
+            for t, frame in enumerate(part):
+                past = part[:t, k]
+                share = lambda which, past=past: np.bincount(past[which], minlength=size)
+                static = table[k] / table[k].sum()
+                own = (128 * static + share(slice(None))) / (128 + t)
+                after = share(np.flatnonzero(part[: t - 1, k] == part[t - 1, k]) + 1) if t else 0 * static
+                beside = share(part[:t, k - 1] == frame[k - 1]) if k else 0 * static
+                told = np.stack([static, own, *((4 * own + n) / (4 + n.sum()) for n in (after, beside))])[:, frame[k]]
+                total -= np.log2(weights @ told)
+                weights = (1 - 1 / 33) * weights * told / (weights @ told) + 1 / 33 / 4
+    return total / 8
+
+
+def test_the_adaptive_method_is_the_mixture_that_it_claims_and_pays_where_codes_stay(tmp_path):
+    given = header()
+    codes = draws(200, given)
+    count, table = written(tmp_path / "a.jaz", codes, given)
+    ideal = expected(codes, table[:3])
+    assert ideal < count < ideal + 8 * 4, "8 blocks, of which each ends a word"
+    model, bits = B.Adaptive(table[:3]), 0.0
+    for frame in codes[:25].tolist():
+        model.next()
+        for k, code in enumerate(frame):
+            likely = model.table(k)
+            bits -= np.log2(likely[code] / likely.sum())
+            assert (likely == np.rint(likely)).all()
+            assert likely.min() > 0
+            model.add(k, code)
+    assert bits / 8 == pytest.approx(expected(codes[:25], table[:3]), rel=1e-4)
+    codes[:, 0] = 5
+    assert written(tmp_path / "a.jaz", codes, given)[0] < 0.9 * entropy(codes, table)
+
+
+def test_tables_are_shares_of_the_most_frequent_code_and_the_same_for_any_order(tmp_path):
+    counts = np.array([[0, 1, 3, 7]], np.float32)
+    np.testing.assert_array_equal(B.tabled(counts), [[8192, 16384, 32768, 65536]])
+    np.testing.assert_array_equal(B.tabled(counts[:, ::-1].copy()), B.tabled(counts)[:, ::-1])
+    with pytest.raises(InputError, match="not finite: name an earlier --checkpoint"):
+        B.tabled(counts * np.nan)
+
+
+def test_blocks_know_nothing_of_each_other(tmp_path):
+    given = header()
+    codes = draws(100, given)
+    _, table = written(tmp_path / "a.jaz", codes, given)
+    stream = B.look(tmp_path / "a.jaz")
+    alone = stream._replace(blocks=stream.blocks[2:3])
+    np.testing.assert_array_equal(next(B.codes_of(tmp_path / "a.jaz", alone, table)), codes[50:75])
+
+
+def reason_of(path):
+    with pytest.raises(audio.Unusable) as caught:
+        B.look(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def stream(tmp_path):
+    """A file of four blocks, its codes and its table."""
+    codes = draws(90, header())
+    _, table = written(tmp_path / "a.jaz", codes, header())
+    return tmp_path / "a.jaz", codes, table
+
+
+def test_a_file_that_is_cut_off_gives_all_whole_blocks_and_says_where_it_ends(stream):
+    path, codes, table = stream
+    content, blocks = path.read_bytes(), B.look(path).blocks
+    ends = [block.offset + block.size + 4 for block in blocks]
+    begin = blocks[0].offset - 2
+    for length in range(begin, len(content)):
+        path.write_bytes(content[:length])
+        found, result = back(path, table)
+        whole = sum(end <= length for end in ends)
+        np.testing.assert_array_equal(result, codes[: 25 * whole])
+        assert found.damage == f"cut off in block {whole + 1}, at {whole:.2f} s"
+    for length in range(1, begin):
+        path.write_bytes(content[:length])
+        assert reason_of(path) == "cut off within its header: nothing of it can be decoded"
+    path.write_bytes(b"")
+    assert reason_of(path) == "an empty file"
+    path.write_bytes(content + b"\0")
+    assert "bytes follow its last block, which ends at 3.60 s" in reason_of(path)
+
+
+def test_every_flipped_bit_is_noticed_and_its_block_and_second_are_named(stream):
+    path, codes, table = stream
+    content, blocks = path.read_bytes(), B.look(path).blocks
+    begin, named = blocks[0].offset - 2, 0
+    for at in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[at // 8] ^= 1 << at % 8
+        path.write_bytes(flipped)
+        where = sum(at // 8 >= block.offset + block.size + 4 for block in blocks)
+        try:
+            found, result = back(path, table)
+        except audio.Unusable as reason:
+            words = str(reason)
+            assert "\n" not in words
+            if at // 8 >= begin:
+                assert f"block {where + 1}, {where:.2f} to " in words or f"block {where + 1}, at {where:.2f} s" in words
+                named += f"{where:.2f} to {min(where + 1, 3.6):.2f} s, has another checksum" in words
+        else:  # a size that reaches beyond the end of the file
+            assert found.damage == f"cut off in block {where + 1}, at {where:.2f} s"
+            np.testing.assert_array_equal(result, codes[: 25 * where])
+            assert at // 8 in (blocks[where].offset - 1, blocks[where].offset - 2)
+    assert named > 0.9 * 8 * (len(content) - begin)
+
+
+def test_a_damaged_file_is_decoded_up_to_the_byte_that_its_message_names(stream):
+    path, codes, table = stream
+    content, block = path.read_bytes(), B.look(path).blocks[2]
+    flipped = bytearray(content)
+    flipped[block.offset] ^= 4
+    path.write_bytes(flipped)
+    count = int(re.search(r"first (\d+) bytes", reason_of(path))[1])
+    path.write_bytes(flipped[:count])
+    np.testing.assert_array_equal(back(path, table)[1], codes[:50])
+
+
+def resealed(content, at, value):
+    """A header with another byte and the checksum of that."""
+    end = content.index(b"12345678") + 8 + 2 + 1 + 2 + 1 + 1 + 1
+    head = bytearray(content[:end])
+    head[at] = value
+    return bytes(head) + struct.pack("<H", zlib.crc32(head) & 0xFFFF) + content[end + 2 :]
+
+
+def test_headers_of_other_formats_and_of_no_encoder_are_refused(stream, tmp_path):
+    path, _, _ = stream
+    content = path.read_bytes()
+    path.write_bytes(resealed(content, 4, 2))
+    B.look(path)  # the same bytes
+    for at, value, words in (
+        *((3, 2, "of version 2 of the format, not 1"), (0, 0x52, "it does not begin with JAZ")),
+        *((4, 3, "holds what no encoder writes"), (4, 0x42, "holds what no encoder writes")),
+        *((15, 0, "holds what no encoder writes"), (18, 0, "holds what no encoder writes")),
+        *((19, 0, "holds what no encoder writes"), (20, 1, "holds what no encoder writes")),
+    ):
+        path.write_bytes(resealed(content, at, value))
+        assert words in reason_of(path), at
+    path.write_bytes(b"RIFF")
+    assert "it does not begin with JAZ" in reason_of(path)
+    for bad in (0.0, 2.0, float("nan")):
+        written(path, draws(3, header()), header(level=bad))
+        assert "holds what no encoder writes" in reason_of(path)
+    path.write_bytes(content[:13] + b"\xff" * 20)
+    assert "a number in it has no end" in reason_of(path)
+
+
+def test_payloads_of_no_encoder_are_refused(stream):
+    path, _, table = stream
+    content, found = bytearray(path.read_bytes()), B.look(path)
+    block = found.blocks[0]
+    content[block.offset : block.offset + block.size] = b"\xff" * block.size
+    path.write_bytes(content)
+    with pytest.raises(audio.Unusable, match="block 1 holds what no encoder writes"):
+        list(B.codes_of(path, found, table))
+    codes = np.full((25, 3), 63, np.int32)
+    raw = header(method="raw", codebook_size=60)
+    for payload in (B.encoded(codes, raw._replace(codebook_size=64), table), b"\0" * 5, b""):
+        with pytest.raises(ValueError, match="no codes give these bytes|cannot reshape"):
+            B.decoded(payload, 25, raw, table)
+    with pytest.raises(InputError, match="gives codes from 63 to 63: they are 0 to 59"):
+        B.encoded(codes, raw, table)
+    with pytest.raises(InputError, match="gives codes from -1 to -1: they are 0 to 59"):
+        B.encoded(0 * codes - 1, raw, table)
+
+
+def test_what_is_no_file_is_refused_and_no_pipe_is_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jaz")
+    assert reason_of(tmp_path / "pipe.jaz") == reason_of(tmp_path) == "not a regular file"
+    assert reason_of(tmp_path / "none.jaz") == "No such file or directory"
+    assert reason_of(tmp_path / ("n" * 300)) == "File name too long"
