@@ -1,4 +1,4 @@
-"""Trains a model: python train.py MODEL[:PRESET] [--data FOLDER] [--out FOLDER] [--steps N] [--model.FIELD VALUE ...]
+"""Trains a model: python train.py MODEL[:PRESET] [--data FOLDER ...] [--out FOLDER] [--steps N] [--model.FIELD VALUE]
 
 The same command again continues the run. `python train.py MODEL --help` lists every option.
 """
@@ -16,17 +16,18 @@ import numpy as np
 import tyro
 
 from jaxaudio import zoo
-from jaxaudio.core import Encodes, Generates, InputError, Model, State, Vocodes
+from jaxaudio.core import Composes, Encodes, Generates, InputError, Model, Restores, State, Vocodes
 from jaxaudio.data import audio, synth
-from jaxaudio.data.clips import Clips, Plan, fetcher
-from jaxaudio.data.pack import Folder, Pack, cache_folder, open_pack
+from jaxaudio.data.clips import Clips, Noise, fetcher
+from jaxaudio.data.codes import CodeClips
+from jaxaudio.data.pack import Pack, Source, cache_folder, open_pack, recordings
 from jaxaudio.runtime import command, report
 from jaxaudio.runtime.checkpoint import Checkpoints, abstract
-from jaxaudio.runtime.folder import claim
+from jaxaudio.runtime.folder import Trained, claim
 from jaxaudio.runtime.log import Diverged, Log
 from jaxaudio.runtime.parallel import Devices
 from jaxaudio.runtime.sheet import draw
-from jaxaudio.tasks import generate, reconstruct
+from jaxaudio.tasks import generate, reconstruct, restore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,10 @@ class Run:
     """What is about this run and this machine; what the paper states is a field of the model."""
 
     model: Model  # the paper's hyper-parameters
-    data: Path | None = None  # folder of recordings of any kind; none: the built-in synthesiser
+    data: tuple[Path, ...] = ()  # folders of recordings of any kind; none: the built-in synthesiser
+    noise: tuple[Path, ...] = ()  # of a model that learns from noise: folders of it; none: the built-in synthesiser
+    codec: Path | None = None  # of a model that learns codes: the run of the codec that makes them
+    codec_checkpoint: str = "latest"  # of that run: latest, best, or a step's number
     out: Path  # the run's folder
     steps: int | None = None  # training steps in all; none: as many as the model says
     seed: int = 0  # of the weights, the noise and the order of the data
@@ -62,12 +66,20 @@ def train(run: Run) -> int:
     devices.rows(run.model.batch_size)
     if jax.process_count() > 1:
         raise InputError(f"this is process {jax.process_index()} of {jax.process_count()}: train.py runs on one host")
-    pack = open_pack(source(run))
-    model = with_classes(run.model, pack.classes)
-    clips, held_out = Clips(pack, model, run.seed), Clips(pack, model, run.seed, "valid")
+    run, codec = with_codec(run)
+    sources = source(run), noise_source(run)
+    pack, noise = (each and open_pack(each) for each in sources)
+    pack = generate.coded(pack, codec, run.model) if codec else pack
+    model, cut = with_classes(run.model, pack.classes), CodeClips if codec else Clips
+    clips, held_out = (
+        cut(pack, model, run.seed, split, noise and noise_of(noise, model, run.seed, split))
+        for split in ("train", "valid")
+    )
     like = abstract(model, devices.replicated)
-    data = {"folder": str(run.data), "layout": pack.layout, "fingerprint": pack.fingerprint, "classes": pack.classes}
+    data = {**told(run.data, pack), "classes": pack.classes}
     about = {"seed": run.seed, "steps": run.steps, "parallel": run.parallel, "data": data, "parameters": sizes(like)}
+    about |= {"noise": told(run.noise, noise)} if noise else {}
+    about |= {"codec": generate.told(codec)} if codec else {}
     lock = claim(run.out, model, about)
     introduce(run, pack, clips, held_out)
 
@@ -85,8 +97,8 @@ def train(run: Run) -> int:
         print(f"{run.out} is finished ({start} steps): give a larger --steps to train on")
         return command.DONE
 
-    step, examine = devices.compile(model), Examination(run, model, held_out, devices, pack.classes, eval_key)
-    fetch = fetcher(clips, devices, run.gather)
+    step, examine = devices.compile(model), Examination(run, model, held_out, devices, codec, eval_key)
+    fetch = fetcher(clips, devices, "host" if codec else run.gather)
     log = Log(run.out, start, run.steps, run.log_every, run.patience)
     ending, kept = "", start
     with command.Signals() as signals:
@@ -132,9 +144,9 @@ def train(run: Run) -> int:
 class Examination:
     """What happens every `eval_every` steps: metrics on held-out recordings, samples to listen to and to look at."""
 
-    def __init__(self, run: Run, model: Model, held_out: Clips, devices: Devices, labels: tuple[str, ...], key):
+    def __init__(self, run: Run, model: Model, held_out: Clips, devices: Devices, codec: Trained | None, key):
         self.run, self.model, self.held_out, self.devices, self.key = run, model, held_out, devices, key
-        self.labels, self.samples = labels, run.out / "samples"
+        self.labels, self.samples, self.codec = held_out.pack.classes, run.out / "samples", codec
         shardings = (devices.replicated, devices.sharded, devices.replicated)
         self.evaluate = jax.jit(model.evaluate, in_shardings=shardings, out_shardings=devices.replicated)
         self.weights = jax.jit(model.weights, out_shardings=devices.replicated)
@@ -145,7 +157,7 @@ class Examination:
         scores: dict[str, list[np.ndarray]] = {}
         rows = self.devices.rows(self.model.batch_size)
         for i, (plan, count) in enumerate(self.held_out.survey(self.run.eval_clips)):
-            batch = self.devices.shard(self.held_out.gather(Plan(*(field[rows] for field in plan))))
+            batch = self.devices.shard(self.held_out.gather(jax.tree.map(lambda field: field[rows], plan)))
             for name, value in self.evaluate(state, batch, jax.random.fold_in(self.key, i)).items():
                 scores.setdefault(name, []).append(np.asarray(value)[:count])
         means = {name: float(np.mean(np.concatenate(values))) for name, values in scores.items()}
@@ -159,8 +171,9 @@ class Examination:
                 draw(self.real.wave, self.model.sample_rate, self.titles, self.samples / "real.png")
         return means or None
 
-    def showcase(self) -> generate.Showcase | reconstruct.Showcase | None:
-        """What writes sounds to listen to: held-out recordings through the model and back, or sounds from nothing."""
+    def showcase(self) -> generate.Showcase | reconstruct.Showcase | restore.Showcase | None:
+        """What writes sounds to listen to: held-out recordings through the model and back, or damaged and restored, or
+        sounds from nothing."""
         self.real, self.titles = None, []
         held_out = self.held_out
         if isinstance(self.model, Vocodes):  # training wants less than can be listened to
@@ -172,17 +185,70 @@ class Examination:
             break
         if isinstance(self.model, Encodes | Vocodes) and self.real:
             return reconstruct.Showcase(self.model, self.real.wave, self.titles)
+        if isinstance(self.model, Restores) and self.real:
+            return restore.Showcase(self.model, self.real, self.titles)
+        if self.codec:
+            if self.real:
+                self.real = self.real._replace(wave=generate.sound_of_codes(self.codec)(self.real.given))
+            return generate.Showcase(self.model, self.labels, self.run.samples, self.codec)
         return (
             generate.Showcase(self.model, self.labels, self.run.samples) if isinstance(self.model, Generates) else None
         )
 
 
-def source(run: Run):
-    """The recordings: a folder's, or the synthesiser's."""
+def with_codec(run: Run) -> tuple[Run, Trained | None]:
+    """The run of a model that learns a codec's codes with what it takes from that, and the codec."""
+    model, name = run.model, zoo.name_of(run.model)
+    if not isinstance(model, Composes):
+        if run.codec:
+            raise InputError(f"codec is {audio.shown(run.codec)}, but {name} learns no codes: leave --codec away")
+        return run, None
+    if not run.codec:
+        raise InputError(f"{name} learns the codes of a codec: train one first, then name its run, as --codec FOLDER")
+    if run.gather == "device":
+        raise InputError("gather is device, but codes are cut on the host: leave --gather away")
+    codec = generate.codec_at(run.codec, run.codec_checkpoint)
+    own = codec.model
+    print(f"codec: step {codec.step} of {run.codec}: {own.codebooks} codebooks of {own.codebook_size}, "
+          f"{own.sample_rate / own.hop:.4g} frames per second")  # fmt: skip
+    return dataclasses.replace(run, model=generate.learning(model, own)), codec
+
+
+def source(run: Run) -> Source:
+    """The recordings: those of folders, or the synthesiser's."""
     model = run.model
-    if run.data is None:
+    if not run.data:
         return synth.Recordings(model.sample_rate, model.channels, model.segment)
-    return Folder(run.data, model.sample_rate, model.channels)
+    return recordings(run.data, model.sample_rate, model.channels)
+
+
+def noise_source(run: Run) -> Source | None:
+    """The noise, where the model learns from noise: that of folders or, beside the synthesiser's sounds, its own."""
+    model = run.model
+    if not model.needs_noise:
+        if run.noise:
+            raise InputError(f"noise is {run.noise[0]}, but {zoo.name_of(model)} learns without: leave --noise away")
+        return None
+    if run.noise:
+        return recordings(run.noise, model.sample_rate, model.channels)
+    if run.data:
+        raise InputError(
+            f"noise data missing: beside --data {zoo.name_of(model)} learns from recordings of noise: name a folder of "
+            "them, as --noise FOLDER"
+        )
+    return synth.Textures(model.sample_rate, model.channels, model.segment)
+
+
+def noise_of(pack: Pack, model: Model, seed: int, split: str) -> Noise:
+    """The noise of a split; that of training where none is held out."""
+    noise = Noise(pack, model, seed, split)
+    return noise if noise.units else Noise(pack, model, seed, "train")
+
+
+def told(folders: tuple[Path, ...], pack: Pack) -> dict:
+    """Of recordings, what run.json tells: "None" are the synthesiser's, several folders a list."""
+    folder = [str(path) for path in folders] if len(folders) > 1 else str(folders[0] if folders else None)
+    return {"folder": folder, "layout": pack.layout, "fingerprint": pack.fingerprint}
 
 
 def with_classes(model: Model, classes: tuple[str, ...]) -> Model:
@@ -202,12 +268,20 @@ def with_classes(model: Model, classes: tuple[str, ...]) -> Model:
 def introduce(run: Run, pack: Pack, clips: Clips, held_out: Clips) -> None:
     """Says what the data is; names what was left out in rejected.csv."""
     left_out = [*pack.rejected, *clips.left_out, *held_out.left_out]
+    if noise := clips.noise:
+        unused = (*noise.pack.rejected, *noise.left_out, *held_out.noise.left_out)
+        left_out += [(name, f"as noise: {reason}") for name, reason in dict.fromkeys(unused)]
     with open(run.out / "rejected.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows([("path", "reason"), *left_out])
-    minutes = clips.length.sum() / pack.sample_rate / 60
+    minutes = clips.length.sum() * (run.model.hop if run.codec else 1) / pack.sample_rate / 60
     classes = f", {len(pack.classes)} classes" if pack.classes else ""
     print(f"data: {pack.layout}, {len(clips.chosen)} recordings to train on ({minutes:.1f} minutes){classes}, "
           f"{len(held_out.chosen)} held out")  # fmt: skip
+    if noise:
+        minutes = noise.length.sum() / pack.sample_rate / 60
+        alone = held_out.noise.split != "train"
+        others = f"{len(held_out.noise.chosen)} held out" if alone else "none held out: evaluated with the same"
+        print(f"noise: {noise.pack.layout}, {len(noise.chosen)} recordings ({minutes:.1f} minutes), {others}")
     if left_out:
         name, reason = left_out[0]
         print(
@@ -223,6 +297,24 @@ def sizes(state: State) -> dict[str, int]:
     return {name: count(params) for name, params in state.params.items()}
 
 
+def refuse_ambiguous(name: str, arguments: list[str]) -> None:
+    """Raises InputError where an option that takes folders has none, or comes twice: only the last would count."""
+    places = [i for i, word in enumerate(arguments) if word == name or word.startswith(f"{name}=")]
+    if len(places) > 1:
+        raise InputError(f"{name} is there {len(places)} times: give it once, and all folders behind it")
+    behind = [*arguments, "--"]
+    if any(behind[i] == name and behind[i + 1].startswith("--") for i in places):
+        raise InputError(f"{name} is followed by no folder: name one or more, or leave it away")
+
+
+def refuse_filled_in(model: Model, default: Model) -> None:
+    """Raises InputError where a field is given that the codec fills in."""
+    for name in generate.FROM_CODEC if model.needs_codes else ():
+        if getattr(model, name) != getattr(default, name):
+            option = f"--model.{name.replace('_', '-')}"
+            raise InputError(f"{name} is {getattr(model, name)}, but it is the codec's to say: leave {option} away")
+
+
 def main(arguments: list[str]) -> int:
     """Reads the command line; the first word is the model."""
     if not arguments or arguments[0].startswith("-"):
@@ -231,8 +323,11 @@ def main(arguments: list[str]) -> int:
             print(f"  {name}: {', '.join(zoo.model_class(name).presets)}")
         return command.DONE if arguments and arguments[0] in ("-h", "--help") else command.WRONG_INPUT
     spec = arguments[0]
+    for name in ("--data", "--noise"):
+        refuse_ambiguous(name, arguments)
     default = Run(model=zoo.load(spec), out=Path("runs") / spec.replace(":", "-"))
     run = tyro.cli(Run, default=default, args=arguments[1:], prog=f"train.py {spec}", description=__doc__)
+    refuse_filled_in(run.model, default.model)
     command.prepare(cache_folder(), run.deterministic)
     return train(dataclasses.replace(run, steps=run.steps or run.model.steps))
 

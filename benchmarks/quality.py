@@ -3,8 +3,11 @@
 Scores whatever a trained run can do on held-out recordings, with 95 % intervals, and adds a section to its report.html.
     generators    against recordings: distances, memorisation, and what a classifier run hears in the sounds
     predictors    generators that go on from sound: bits per sample, beside those of simple predictors
+    composers     models of a codec's codes: kilobits per second, beside what the codes take without
     autoencoders  recordings and what comes back of them: distances beside those of noise vocoders, latent rate
+    codecs        also what their streams cost, and how they sound at 1, 2, 4, ... codebooks
     vocoders      the same of sound made of the recordings' features, and what models of listeners say of it
+    restorers     SI-SDR, PESQ, STOI and distances of damaged recordings restored, beside classical ways to do so
     classifiers   accuracy, average precision, accuracy per speaker (or other group), confusion
 Files against files of the same name: python -m benchmarks.pairs.
 """
@@ -22,7 +25,8 @@ import numpy as np
 import tyro
 from scipy.special import log_softmax, softmax
 
-from benchmarks.prediction import of_predictor
+from benchmarks.compression import of_codec
+from benchmarks.prediction import of_composer, of_predictor
 from benchmarks.reconstruction import of_autoencoder, of_vocoder
 from benchmarks.recordings import (
     BATCH,
@@ -33,13 +37,15 @@ from benchmarks.recordings import (
     in_batches,
     in_turn,
     load_embeddings,
+    noise_of,
     sounds_of,
     stretch,
     together,
     trained_on,
 )
+from benchmarks.restoration import damages_of, of_restorer
 from benchmarks.scorecard import Card, Row, deliver, origin
-from jaxaudio.core import Classifies, Continues, Encodes, Generates, InputError, Vocodes
+from jaxaudio.core import Classifies, Composes, Continues, Encodes, Generates, InputError, Restores, Vocodes
 from jaxaudio.data.audio import shown
 from jaxaudio.data.clips import Clips
 from jaxaudio.data.pack import Pack, cache_folder
@@ -52,6 +58,7 @@ from jaxaudio.runtime import command, report
 from jaxaudio.runtime.confusion import draw_confusion
 from jaxaudio.runtime.folder import Trained, trained
 from jaxaudio.tasks.classify import hear, judge_of
+from jaxaudio.tasks.reconstruct import has_codes
 
 MEMORY = (2048, 512, 64)  # window, hop and mel bands of the pictures whose distances tell copies
 KNOWN = 1024  # pictures of training recordings that are held at once
@@ -64,6 +71,8 @@ class Options:
 
     run: Annotated[Path, tyro.conf.Positional]  # the folder that train.py wrote
     data: Path | None = None  # folder of recordings to compare with; none: the run's own
+    noise: Path | None = None  # folder of noise, of a model that restores; none: the run's own
+    codec: Path | None = None  # of a model of codes: the codec's run; none: where it was when the model was trained
     classifier: Path | None = None  # a classifier's run, trained on recordings of the same kind
     embeddings: Path | None = None  # .npz of real and fake [clips, features] from a network of your own
     split: Literal["valid", "test", "train"] = "valid"  # which recordings are compared with
@@ -82,6 +91,7 @@ class Given(NamedTuple):
     pack: Pack  # the recordings to compare with
     judge: Trained | None
     embeddings: Mapping[str, np.ndarray] | None
+    noise: Pack | None = None  # of a model that restores, where it learned from noise or noise is named
 
     @property
     def how(self) -> dict[str, int]:
@@ -104,6 +114,7 @@ def main(arguments: list[str]) -> None:
     compared = (given.run, given.pack, options.split, options.n, given.how)
     cards = {
         Continues: lambda: of_predictor(*compared),
+        Composes: lambda: of_composer(*compared, options.codec),
         Generates: lambda: of_generator(in_stretches(given)),
         Encodes: lambda: of_autoencoder(*compared),
         Vocodes: lambda: of_vocoder(*compared),
@@ -112,6 +123,11 @@ def main(arguments: list[str]) -> None:
     for capability, card in cards.items():
         if isinstance(given.run.model, capability):
             deliver(card(), about, options.run / "scores", options.json)
+    if has_codes(given.run):
+        deliver(of_codec(*compared), about, options.run / "scores", options.json)
+    if isinstance(given.run.model, Restores):
+        for restored in of_restorer(*compared, given.noise):
+            deliver(restored, about, options.run / "scores", options.json)
     print(f"scored in {time.perf_counter() - began:.0f} s -> {shown(report.write(options.run))}")
 
 
@@ -131,11 +147,19 @@ def opened(options: Options) -> Given:
     mean_interval(np.zeros(2), options.resamples)  # refuses too few resamples
     embeddings = load_embeddings(options.embeddings) if options.embeddings else None
     run = trained(options.run, options.checkpoint)
-    if not isinstance(run.model, Generates | Encodes | Vocodes | Classifies):
-        kinds = "generators, autoencoders, vocoders and classifiers"
+    if not isinstance(run.model, Generates | Composes | Encodes | Vocodes | Restores | Classifies):
+        kinds = "generators, models of codes, autoencoders, vocoders, restorers and classifiers"
         raise InputError(f"{shown(run.folder)} can do nothing that is scored here: {kinds} are")
     judge = judge_for(run, trained(options.classifier)) if options.classifier else None
-    return Given(options, run, data_of(run, options.data), judge, embeddings)
+    return Given(options, run, data_of(run, options.data), judge, embeddings, noise_for(run, options.noise))
+
+
+def noise_for(run: Trained, folder: Path | None) -> Pack | None:
+    """The noise that a run which restores is scored with: in the folder or, where it learned from noise, its own."""
+    if folder is not None and not isinstance(run.model, Restores):
+        raise InputError(f"noise is {shown(folder)}, but {shown(run.folder)} restores nothing: leave --noise away")
+    needed = isinstance(run.model, Restores) and "noise" in damages_of(run.model)
+    return noise_of(run, folder) if folder or needed else None
 
 
 def judge_for(run: Trained, judge: Trained) -> Trained:

@@ -15,8 +15,8 @@ import numpy as np
 from jaxaudio.core import InputError
 from jaxaudio.data import synth
 from jaxaudio.data.audio import shown
-from jaxaudio.data.clips import Clips, Plan
-from jaxaudio.data.pack import Folder, Pack, open_pack
+from jaxaudio.data.clips import Clips
+from jaxaudio.data.pack import Pack, open_pack, recordings
 from jaxaudio.runtime.folder import Trained
 
 BATCH = 50  # sounds made at once
@@ -25,13 +25,26 @@ SECONDS = 3.0  # of a stretch at most, unless its unit is longer
 
 def data_of(run: Trained, folder: Path | None) -> Pack:
     """The recordings in a folder; None: those of the run."""
-    model = run.model
+    return pack_of(run, folder, "data", synth.Recordings)
+
+
+def noise_of(run: Trained, folder: Path | None) -> Pack:
+    """The noise in a folder; None: that of the run. Raises InputError where it learned from none."""
+    return pack_of(run, folder, "noise", synth.Textures)
+
+
+def pack_of(run: Trained, folder: Path | None, part: str, made: type[synth.Recordings]) -> Pack:
+    """The recordings in a folder; None: those that run.json names under `part`, or the synthesiser's."""
+    model, folders = run.model, [folder]
     if folder is None:
-        stated = json.loads((run.folder / "run.json").read_text())["data"].get("folder", "None")
+        about = json.loads((run.folder / "run.json").read_text())
+        if part not in about:
+            raise InputError(f"{run.folder} was trained without {part}: name a folder of it")
+        stated = about[part].get("folder", "None")
         if stated == "None":
-            return open_pack(synth.Recordings(model.sample_rate, model.channels, model.segment))
-        folder = Path(stated)
-    return open_pack(Folder(folder, model.sample_rate, model.channels))
+            return open_pack(made(model.sample_rate, model.channels, model.segment))
+        folders = [Path(each) for each in (stated if isinstance(stated, list) else [stated])]
+    return open_pack(recordings(folders, model.sample_rate, model.channels))
 
 
 def trained_on(run: Trained, pack: Pack) -> Pack:
@@ -80,7 +93,7 @@ def in_turn(clips: Clips, most: int) -> Iterator[Taken]:
     """At most so many recordings of a split, evenly spread over it, a batch at a time."""
     names = np.array([*clips.pack.groups, ""], object)
     for plan, count in clips.survey(most):
-        plan = Plan(*(field[:count] for field in plan))
+        plan = jax.tree.map(lambda field, count=count: field[:count], plan)
         which = np.searchsorted(clips.start, plan.start, side="right") - 1
         batch = clips.gather(plan)
         yield Taken(batch.wave, batch.label, names[clips.pack.group[clips.chosen[which]]])

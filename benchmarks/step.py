@@ -157,15 +157,18 @@ def input_wait(
     model: Model, stage: Hashable, devices: Devices, program: Step, state: State, seconds: float = 5.0
 ) -> tuple[State, float]:
     """The state, and the share of the time in which the devices wait for batches of the built-in recordings; nan where
-    the packages that read audio are missing."""
+    the packages that read audio are missing, and of a model that learns codes, which are no recordings."""
     try:
         from jaxaudio.data import synth
-        from jaxaudio.data.clips import Clips, fetcher
+        from jaxaudio.data.clips import Clips, Noise, fetcher
         from jaxaudio.data.pack import open_pack
     except ImportError:
         return state, float("nan")
-    pack = open_pack(synth.Recordings(model.sample_rate, model.channels, model.segment))
-    fetch = fetcher(Clips(pack, model, 0), devices)
+    if model.needs_codes:
+        return state, float("nan")
+    given = model.sample_rate, model.channels, model.segment
+    noise = Noise(open_pack(synth.Textures(*given)), model, 0) if model.needs_noise else None
+    fetch = fetcher(Clips(open_pack(synth.Recordings(*given)), model, 0, "train", noise), devices)
     flying, waited, i, began = [], 0.0, 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         start = time.perf_counter()

@@ -265,6 +265,7 @@ def test_an_unknown_option_gets_a_suggestion_and_help_lists_every_field(capsys):
         ("reconstruct", ["share of the latent variance", "the folder that train.py wrote", "latest, best, or"]),
         ("stream", ["latent frames that are processed at once", "--live", "writes to standard output"]),
         ("morph", ["recordings to go between", "--seeds", "--steps"]),
+        ("restore", ["START:END in seconds", "share of what is restored", "--force"]),
         ("generate", ["how many sounds", "--label", "New sounds from nothing."]),
     ],
 )

@@ -5,10 +5,13 @@ memory map on the host, or from an array on the device; the same batch, bit for 
 n = step * batch_size + row. A recording has max(1, length // segment) units, U in all; example n is unit pi(n mod U) of
 epoch n // U, pi a bijection keyed by (seed, epoch). A longer recording is cut at an offset hashed from (seed, n); a
 shorter one is followed by zeros; one shorter than 1/16 of the segment is left out and named.
+
+Noise, for a model that needs it, comes from a second pack by the same rules under another seed, but for a shorter
+recording: that one is repeated to the end of the segment, from an offset on that is hashed too.
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +23,16 @@ from jaxaudio.data.pack import Pack
 from jaxaudio.runtime.parallel import Devices
 
 SHORTEST = 16  # a recording shorter than segment / SHORTEST is left out
+APART = 0x6E6F697365  # mixed into the seed of noise, so that it follows other draws than the recordings
+LEVEL = np.float32(1 / 32768)  # of noise, as it was recorded
+
+
+class Crop(NamedTuple):
+    """Where the noises of a batch are, one row each."""
+
+    start: np.ndarray  # int64, first sample in the pack
+    length: np.ndarray  # int32, samples from there, again and again; the segment's where there are as many
+    turn: np.ndarray  # int32, which of these the noise begins with
 
 
 class Plan(NamedTuple):
@@ -29,13 +42,16 @@ class Plan(NamedTuple):
     length: np.ndarray  # int32, samples from there; the rest of the segment is zeros
     scale: np.ndarray  # float32, what an int16 sample is multiplied by
     label: np.ndarray  # int32
+    noise: Crop | None = None
 
 
-class Clips:
-    """The examples that one split of a pack gives a model."""
+class Split:
+    """The recordings in one split of a pack that are long enough for a model, and which of them an example is."""
 
-    def __init__(self, pack: Pack, model: Model, seed: int, split: str = "train"):
-        self.pack, self.segment, self.batch_size, self.seed = pack, model.segment, model.batch_size, seed
+    purpose: ClassVar[str]  # what can't be done without any
+
+    def __init__(self, pack: Pack, model: Model, seed: int, split: str):
+        self.pack, self.segment, self.seed, self.split = pack, model.segment, seed, split
         self.samples = np.asarray(pack.samples)  # the same memory; slices of a memmap are slower to make
         mine = pack.split == SPLITS.index(split)
         short = pack.length * SHORTEST < model.segment
@@ -45,30 +61,70 @@ class Clips:
             for i in np.flatnonzero(mine & short)
         )
         self.start, self.length = pack.start[self.chosen], pack.length[self.chosen]
-        self.label = pack.label[self.chosen].astype(np.int32)
-        full = pack.peak[self.chosen] if model.gain == "peak" else np.full(len(self.chosen), 32768)
-        self.scale = (1 / full).astype(np.float32)
+        self.offsets = np.maximum(self.length - model.segment, 0) + 1  # at which each recording may be cut
         self.ends = np.cumsum(np.maximum(1, self.length // model.segment))  # of each recording's units
         self.units = int(self.ends[-1]) if len(self.ends) else 0
         if split == "train" and not self.units:
             raise InputError(
-                f"no recording of {len(pack.names)} can be trained on: {int(mine.sum())} are in the train split and "
-                f"the longest has {pack.length[mine].max(initial=0)} of {model.segment} samples: add longer ones"
+                f"no recording of {len(pack.names)} can be {self.purpose}: {int(mine.sum())} are in the train split "
+                f"and the longest has {pack.length[mine].max(initial=0)} of {model.segment} samples: add longer ones"
             )
+
+    def drawn(self, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of the examples numbered `n` the recordings, as indices into `chosen`, and where in them to cut, int64."""
+        unit = permute(n % self.units, self.units, _mix(np.uint64(self.seed), n // self.units))
+        which = np.searchsorted(self.ends, unit, side="right")
+        offset = _mix(_mix(np.uint64(1), np.array([self.seed])), n) % self.offsets[which].astype(np.uint64)
+        return which, offset.astype(np.int64)
+
+
+class Noise(Split):
+    """The noise that one split of a pack gives the examples of a model that needs it, whatever these are."""
+
+    purpose = "noise"
+
+    def __init__(self, pack: Pack, model: Model, seed: int, split: str = "train"):
+        super().__init__(pack, model, int(_mix(np.uint64(APART), np.array([seed]))[0]), split)
+        self.offsets = np.where(self.length < self.segment, self.length, self.offsets)  # what is repeated has no end
+
+    def crop(self, n: np.ndarray) -> Crop:
+        """The noise of the examples numbered `n`."""
+        which, offset = self.drawn(n)
+        whole = self.length[which] >= self.segment
+        length = np.minimum(self.length[which], self.segment).astype(np.int32)
+        return Crop(self.start[which] + whole * offset, length, (~whole * offset).astype(np.int32))
+
+    def gather(self, crop: Crop) -> np.ndarray:
+        """float32 [rows, segment, channels]."""
+        wave = np.empty((len(crop.start), self.segment, self.pack.channels), np.float32)
+        for out, start, length, turn in zip(wave, *crop, strict=True):
+            out[:] = self.samples[start : start + length][(turn + np.arange(self.segment)) % length]
+        wave *= LEVEL
+        return wave
+
+
+class Clips(Split):
+    """The examples that one split of a pack gives a model; with `noise` for those that need it."""
+
+    purpose = "trained on"
+
+    def __init__(self, pack: Pack, model: Model, seed: int, split: str = "train", noise: Noise | None = None):
+        super().__init__(pack, model, seed, split)
+        self.batch_size, self.noise = model.batch_size, noise
+        self.label = pack.label[self.chosen].astype(np.int32)
+        full = pack.peak[self.chosen] if model.gain == "peak" else np.full(len(self.chosen), 32768)
+        self.scale = (1 / full).astype(np.float32)
 
     def plan(self, step: int, rows: slice = slice(None)) -> Plan:
         """The rows of training batch `step` that a host wants; together the hosts' are the whole batch's."""
         n = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)[rows]
-        unit = permute(n % self.units, self.units, _mix(np.uint64(self.seed), n // self.units))
-        which = np.searchsorted(self.ends, unit, side="right")
-        spare = np.maximum(self.length[which] - self.segment, 0)
-        offset = _mix(_mix(np.uint64(1), np.array([self.seed])), n) % (spare + 1).astype(np.uint64)
-        return self._plan(which, offset.astype(np.int64))
+        return self._plan(n, *self.drawn(n))
 
     def survey(self, most: int) -> Iterator[tuple[Plan, int]]:
         """The split from end to end without overlap, at most `most` units evenly spread, as plans of a whole batch
         each with the number of rows that count (the last one is filled up from its own beginning). In a shuffled order
-        that is always the same: neighbours in a folder are no independent draws."""
+        that is always the same: neighbours in a folder are no independent draws. The unit that comes as number n has
+        the noise of example n."""
         count = min(most, self.units)
         units = np.arange(count) * self.units // max(1, count)
         units = units[permute(np.arange(count), count, np.zeros(count, np.uint64))]
@@ -76,8 +132,8 @@ class Clips:
             part = units[first : first + self.batch_size]
             which = np.searchsorted(self.ends, part, side="right")
             begin = self.ends[which] - np.maximum(1, self.length[which] // self.segment)
-            plan = self._plan(which, (part - begin) * self.segment)
-            yield Plan(*(np.resize(field, self.batch_size) for field in plan)), len(part)
+            plan = self._plan(first + np.arange(len(part)), which, (part - begin) * self.segment)
+            yield jax.tree.map(lambda field: np.resize(field, self.batch_size), plan), len(part)
 
     def batches(self) -> Iterator[Batch]:
         """Every unit of the split once, for statistics of the data; the last batch is smaller."""
@@ -91,55 +147,75 @@ class Clips:
             out[:length] = self.samples[start : start + length]
             out[:length] *= scale
             out[length:] = 0
-        return Batch(wave, plan.label)
+        return Batch(wave, plan.label, None if plan.noise is None else self.noise.gather(plan.noise))
 
-    def _plan(self, which: np.ndarray, offset: np.ndarray) -> Plan:
+    def _plan(self, n: np.ndarray, which: np.ndarray, offset: np.ndarray) -> Plan:
         length = np.minimum(self.length[which], self.segment).astype(np.int32)
-        return Plan(self.start[which] + offset, length, self.scale[which], self.label[which])
+        noise = None if self.noise is None else self.noise.crop(n)
+        return Plan(self.start[which] + offset, length, self.scale[which], self.label[which], noise)
 
 
 def fetcher(clips: Clips, devices: Devices, where: str = "auto") -> Callable[[int], Batch]:
     """step -> its batch on the devices, cut on the "host" or on the "device"; "auto": there if it has room."""
     rows = devices.rows(clips.batch_size)
     limit = (devices.devices[0].memory_stats() or {}).get("bytes_limit", 0)
-    if where == "device" or (where == "auto" and clips.pack.samples.nbytes < limit / 4):
+    size = sum(part.samples.nbytes for part in (clips, clips.noise) if part)
+    if where == "device" or (where == "auto" and size < limit / 4):
         on_device = DeviceClips(clips, devices)
         return lambda i: on_device.gather(clips.plan(i, rows))
     return lambda i: devices.shard(clips.gather(clips.plan(i, rows)))
 
 
 class DeviceClips:
-    """The same gather from an array on the device, so that only the plan crosses the bus.
+    """The same gather from arrays on the device, so that only the plan crosses the bus.
 
-    The pack is int16 [rows, segment, channels] and a crop two neighbouring rows, addressed by (row, offset) in int32: a
+    A pack is int16 [rows, segment, channels] and a crop two neighbouring rows, addressed by (row, offset) in int32: a
     flat index would be silently wrong beyond 2^31 samples.
     """
 
     def __init__(self, clips: Clips, devices: Devices):
-        samples, segment = clips.pack.samples, clips.segment
-        rows = -(-len(samples) // segment) + 1
-        table = np.zeros((rows * segment, samples.shape[1]), np.int16)
-        table[: len(samples)] = samples
-        self.segment, self.devices = segment, devices
-        self.table = devices.replicate(table.reshape(rows, segment, -1))
+        self.segment, self.devices = clips.segment, devices
+        self.tables = tuple(part and self.table(part.samples) for part in (clips, clips.noise))
         self.compiled = jax.jit(gather_rows, out_shardings=devices.sharded)
+
+    def table(self, samples: np.ndarray) -> jax.Array:
+        """A pack's samples on every device, zeros behind them."""
+        rows = -(-len(samples) // self.segment) + 1
+        table = np.zeros((rows * self.segment, samples.shape[1]), np.int16)
+        table[: len(samples)] = samples
+        return self.devices.replicate(table.reshape(rows, self.segment, -1))
 
     def gather(self, plan: Plan) -> Batch:
         """The planned examples, on the devices."""
-        row, offset = (part.astype(np.int32) for part in np.divmod(plan.start, self.segment))
-        return self.compiled(self.table, *self.devices.shard((row, offset, plan.length, plan.scale, plan.label)))
+        noise = plan.noise and plan.noise._replace(start=self.address(plan.noise.start))
+        plan = plan._replace(start=self.address(plan.start), noise=noise)
+        return self.compiled(self.tables, self.devices.shard(plan))
+
+    def address(self, start: np.ndarray) -> tuple[np.ndarray, ...]:
+        """(row, offset in it) of samples of a pack."""
+        return tuple(part.astype(np.int32) for part in np.divmod(start, self.segment))
 
 
-def gather_rows(table, row, offset, length, scale, label) -> Batch:
-    """One crop per row of the plan from `table` [rows, segment, channels] int16."""
-    segment = table.shape[1]
+def gather_rows(tables: tuple[jax.Array | None, ...], plan: Plan) -> Batch:
+    """One crop per row of the plan, and one of noise, from tables [rows, segment, channels] int16. The plan's starts
+    are addresses."""
 
-    def crop(row, offset, length, scale):
-        both = jax.lax.dynamic_slice_in_dim(table, row, 2).reshape(2 * segment, -1)
-        wave = jax.lax.dynamic_slice_in_dim(both, offset, segment).astype(jnp.float32) * scale
+    def around(table, row):
+        return jax.lax.dynamic_slice_in_dim(table, row, 2).reshape(2 * table.shape[1], -1)
+
+    def example(address, length, scale):
+        row, offset = address
+        segment = tables[0].shape[1]
+        wave = jax.lax.dynamic_slice_in_dim(around(tables[0], row), offset, segment).astype(jnp.float32) * scale
         return jnp.where(jnp.arange(segment)[:, None] < length, wave, 0.0)
 
-    return Batch(jax.vmap(crop)(row, offset, length, scale), label)
+    def noise(address, length, turn):
+        row, offset = address
+        index = offset + (turn + jnp.arange(tables[1].shape[1])) % length
+        return around(tables[1], row)[index].astype(jnp.float32) * LEVEL
+
+    wave = jax.vmap(example)(plan.start, plan.length, plan.scale)
+    return Batch(wave, plan.label, None if plan.noise is None else jax.vmap(noise)(*plan.noise))
 
 
 def permute(x: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:

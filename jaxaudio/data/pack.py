@@ -14,7 +14,7 @@ import time
 import uuid
 import zipfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +93,76 @@ class Folder:
     def read(self, i: int) -> np.ndarray:
         """Entry i as float32 [frames, channels], |x| <= 1; raises `audio.Unusable`."""
         return audio.read(os.path.join(self.path, self.layout.entries[i].name), self.sample_rate, self.channels)
+
+
+class Folders:
+    """Several folders as one source, one after the other: each keeps its own layout, splits and groups.
+
+    A recording's name and its group begin with the folder's name (NAME-2 where another one has it), so that two
+    speakers s1 stay two. A label that two folders have is one class; where a folder has no labels, there are none. The
+    key follows from the folders' names and keys, in their order.
+    """
+
+    def __init__(self, paths: Sequence[Path], sample_rate: int, channels: int) -> None:
+        self.sample_rate, self.channels = sample_rate, channels
+        folders = [Folder(path, sample_rate, channels) for path in paths]
+        _refuse_shared(folders)
+        self.words = ", ".join(map(str, folders))
+        self.places = [(folder, i) for folder in folders for i in range(len(folder.layout.entries))]
+        named = dict(zip(_names(paths), folders, strict=True))
+        bare = [name for name, folder in named.items() if folder.layout.entries[0].label is None]
+
+        def within(name: str, entry: layouts.Entry) -> layouts.Entry:
+            label, group = None if bare else entry.label, entry.group and f"{name}/{entry.group}"
+            return entry._replace(name=f"{name}/{entry.name}", label=label, group=group)
+
+        entries = (within(name, entry) for name, folder in named.items() for entry in folder.layout.entries)
+        kind = " and ".join(f"{audio.shown(name)} ({folder.layout.kind})" for name, folder in named.items())
+        if 0 < len(bare) < len(folders):
+            kind += f" without labels, as {audio.shown(bare[0])} has none"
+        self.layout = layouts.Layout(kind, tuple(entries))
+        about = (FORMAT, sample_rate, channels, *((name, folder.key) for name, folder in named.items()))
+        self.key = hashlib.blake2b(ascii(about).encode(), digest_size=16).hexdigest()
+
+    def __str__(self) -> str:
+        return self.words
+
+    def read(self, i: int) -> np.ndarray:
+        """Entry i as float32 [frames, channels], |x| <= 1; raises `audio.Unusable`."""
+        folder, index = self.places[i]
+        return folder.read(index)
+
+
+def recordings(paths: Sequence[Path], sample_rate: int, channels: int) -> Folder | Folders:
+    """A folder, or several, as a source."""
+    if len(paths) == 1:
+        return Folder(paths[0], sample_rate, channels)
+    return Folders(paths, sample_rate, channels)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """What the folders are called, each otherwise."""
+    names = []
+    for path in paths:
+        name = first = os.path.basename(os.path.abspath(path)) or "root"
+        n = 1
+        while name in names:
+            n += 1
+            name = f"{first}-{n}"
+        names.append(name)
+    return names
+
+
+def _refuse_shared(folders: Sequence[Folder]) -> None:
+    """Raises `InputError` where two folders hold the same file: it would come twice, perhaps in two splits."""
+    owners: dict[str, Folder] = {}
+    for folder in folders:
+        real = os.path.realpath(folder.path)
+        for entry in folder.layout.entries:
+            other = owners.setdefault(os.path.join(real, entry.name), folder)
+            if other is not folder:
+                shared = f"hold the same recordings, as {audio.shown(entry.name)}"
+                raise InputError(f"{other} and {folder} {shared}: name each folder once, and none within another")
 
 
 def cache_folder() -> Path:

@@ -5,6 +5,8 @@ Everything drawn follows from the index alone. A note's pitch, a vowel's formant
 every sample rate; envelopes stretch with the length, so that a long recording isn't silent in its second half.
 """
 
+import itertools
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -126,6 +128,7 @@ NOTES = {  # the range of pitches, in MIDI notes: 36 is 65 Hz, 84 is 1047 Hz
     "pluck": (40, 76),
     **{f"vowel_{name}": (43, 62) for name in VOWELS},
 }
+FIRST_TEXTURE = 1_000_000  # of `Textures`: far behind the sounds of `Recordings`
 
 
 def render(index: int, sample_rate: int, length: int) -> tuple[np.ndarray, int]:
@@ -202,17 +205,24 @@ class Recordings:
         self.sample_rate, self.channels, self.length = sample_rate, channels, length
         name = f"{type(self).__module__}.{type(self).__qualname__}"
         self.key = f"{name} {VERSION}: {sample_rate} Hz, {channels} channels, {length} samples, {count} sounds"
-        self.layout = Layout("synthesised", tuple(self._entry(i) for i in range(count)))
+        self.indices = self.chosen(count)
+        self.layout = Layout("synthesised", tuple(self._entry(i) for i in self.indices))
 
     def __str__(self) -> str:
         return "the synthesised sounds"
 
+    @staticmethod
+    def chosen(count: int) -> Sequence[int]:
+        """Which sounds these are."""
+        return range(count)
+
     def read(self, i: int) -> np.ndarray:
-        """Sound `i` as float32 [frames, channels], each channel at a gain of its own."""
-        wave, _ = render(i, self.sample_rate, self.length)
+        """Entry `i` as float32 [frames, channels], each channel at a gain of its own."""
+        index = self.indices[i]
+        wave, _ = render(index, self.sample_rate, self.length)
         if self.channels == 1:
             return wave[:, None]
-        gains = np.random.default_rng([i, 1]).uniform(0.6, 1, self.channels)
+        gains = np.random.default_rng([index, 1]).uniform(0.6, 1, self.channels)
         return wave[:, None] * gains.astype(np.float32)
 
     @staticmethod
@@ -220,3 +230,19 @@ class Recordings:
         name = CLASSES[i % len(CLASSES)]
         part = {1: "valid", 2: "test"}.get(i // len(CLASSES) % 20, "train")
         return Entry(f"{name}/{i:06d}", name, part, None)
+
+
+class Textures(Recordings):
+    """Rain and wind alone, to be heard as noise: `count` sounds, none of them among those of `Recordings`."""
+
+    def __init__(self, sample_rate: int, channels: int, length: int, count: int = 400) -> None:
+        super().__init__(sample_rate, channels, length, count)
+
+    def __str__(self) -> str:
+        return "the synthesised noises"
+
+    @staticmethod
+    def chosen(count: int) -> Sequence[int]:
+        """The first of their classes from sound FIRST_TEXTURE on."""
+        textures = (i for i in itertools.count(FIRST_TEXTURE) if CLASSES[i % len(CLASSES)] not in NOTES)
+        return tuple(itertools.islice(textures, count))

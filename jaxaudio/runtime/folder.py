@@ -22,7 +22,8 @@ OTHER = "give another --out, or delete the folder"
 def claim(folder: Path, model: Model, run: Mapping[str, Any]) -> Any:
     """Makes the folder this run's for as long as the returned lock lives.
 
-    `run` holds `seed` and `data`, which must be the same when a run is continued, and what else is worth keeping.
+    `run` holds `seed` and `data`, and `noise` of a model that learns from it, `codec` of one that learns codes:
+    these must be the same when a run is continued. And it holds what else is worth keeping.
     Raises InputError where another process works in it or another run lies in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,8 +41,8 @@ def claim(folder: Path, model: Model, run: Mapping[str, Any]) -> Any:
 
     if (folder / "model.json").exists():
         here, (there, there_run) = zoo.dump(model), _written(folder, OTHER)
-        there |= {"seed": there_run["seed"], "data": there_run["data"]["fingerprint"]}
-        here = json.loads(json.dumps(here)) | {"seed": run["seed"], "data": run["data"]["fingerprint"]}
+        there |= _identity(there_run)
+        here = json.loads(json.dumps(here)) | _identity(run)
         differing = [k for k in sorted(there | here) if there.get(k) != here.get(k)]
         if differing:
             lock.close()
@@ -87,10 +88,17 @@ def _written(folder: Path, remedy: str) -> tuple[dict[str, Any], dict[str, Any]]
     """What `claim` wrote: model.json and run.json."""
     try:
         model, run = (json.loads((folder / f"{name}.json").read_text()) for name in ("model", "run"))
-        model["model"], run["seed"], run["data"]["fingerprint"], run["data"]["classes"]
+        model["model"], _identity(run), run["data"]["classes"]
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise InputError(f"model.json or run.json in {folder} is damaged ({problem!r}): {remedy}") from problem
     return model, run
+
+
+def _identity(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same when a run is continued, beside its model."""
+    titles = {"noise": "noise data", "codec": "codec"}  # what no field of a model is called
+    more = {title: run[name]["fingerprint"] for name, title in titles.items() if name in run}
+    return {"seed": run["seed"], "data": run["data"]["fingerprint"], **more}
 
 
 def _write(path: Path, what: Mapping[str, Any]) -> None:

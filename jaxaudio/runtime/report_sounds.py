@@ -85,7 +85,7 @@ def section(folder: Path, room: int) -> str:
     if not sampled:
         return "<p>No samples yet: they come with the first evaluation.</p>"
     *earlier, last = sampled
-    sheets, spent = _sheets(last, folder / "real.png", int(SHEET_SHARE * room))
+    sheets, spent = _sheets(last, folder, int(SHEET_SHARE * room))
     room -= spent
     players, spent = _players(last.sounds, int(LAST_SHARE * room) if earlier else room)
     chosen, per = choose(earlier, room - spent)
@@ -217,12 +217,14 @@ def _last(last: Sampled, players: Sequence[str]) -> str:
     )
 
 
-def _sheets(last: Sampled, real: Path, room: int) -> tuple[str, int]:
-    """The last step's sheet and the real recordings', side by side, and the bytes that they take."""
+def _sheets(last: Sampled, folder: Path, room: int) -> tuple[str, int]:
+    """The last step's sheet and the real recordings', side by side, and the bytes that they take; of a model that
+    restores between them what it was given."""
     figures = ""
-    wanted = [(last.sheet, f"Made, step {last.step:,}"), (real if real.is_file() else None, "Real, held out")]
+    wanted = [(last.sheet, f"Made, step {last.step:,}")]
+    wanted += [(folder / "damaged.png", "Damaged, as it was given"), (folder / "real.png", "Real, held out")]
     for path, title in wanted:
-        if path is not None:
+        if path is not None and path.is_file():
             figures += (
                 f"<figure><figcaption>{title}</figcaption>{picture(path, f'Spectrograms: {title}', room)}</figure>"
             )

@@ -2,20 +2,26 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxaudio.core import Carry, Continues, Generates, InputError, Labels, Model, Params
+from jaxaudio.core import Carry, Composes, Continues, Generates, InputError, Labels, Model, Params, Quantizes
 from jaxaudio.data import audio
+from jaxaudio.data.codes import CodePack, open_codes
+from jaxaudio.data.pack import Pack
 from jaxaudio.data.parts import Head, finite, page
+from jaxaudio.runtime import folder
 from jaxaudio.runtime.folder import Trained
 from jaxaudio.runtime.sheet import draw
 
-NEEDS = Generates
+NEEDS = Generates | Composes
 
 MOST_SOUNDS, MOST_SECONDS = 100_000, 3600.0  # of all sounds: they are made at once
 MOST_CONTINUED = 36_000.0  # the same of models that go on for ever, which make them block by block
@@ -23,6 +29,8 @@ STREAMS = 128  # sounds that are made side by side, a file open for each
 BLOCK_SECONDS = 1.0  # of each
 USUAL_SECONDS = (1.0, 4.0)  # least and most of what such a model makes unless asked for more
 PANELS = 64  # of a sheet
+SEAM_SECONDS = 0.02  # over which what a codec loses of a sound's end fades out behind it
+FROM_CODEC = ("sample_rate", "channels", "gain", "hop", "codebooks", "codebook_size")  # fields of a model of its codes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,20 +40,21 @@ class Options:
     n: int = 16  # how many sounds
     label: str | None = None  # of a conditional model: a class by name or number; none: all in turn
     seconds: float | None = None  # length of each; none: the model's segment or, of one that goes on for ever, 1 to 4 s
-    temperature: float | None = None  # of models that draw sample by sample; 0: always the most likely one
+    temperature: float | None = None  # of models that draw sample by sample, or codes; 0: always the most likely one
     top_p: float | None = None  # of the same: only the most likely levels, which together have this probability
+    codec: Path | None = None  # of a model of codes: the codec's run; none: where it was when the model was trained
 
 
 def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     """Writes `n` WAV files and one sheet of their spectrograms; the same files for the same seed."""
     trained = drawing(trained, options.temperature, options.top_p)
-    model = trained.model
+    model, sampler = trained.model, sampler_of(trained, options.codec, seed)
     length = length_of(model, options)
     label = labels(trained.labels, options.label, options.n)
     titles, key = captions(trained.labels, label, options.n), jax.random.key(seed)
     try:
-        if isinstance(model, Continues):
-            write_long(out, Sampler(model, trained.params), key, label, titles, length)
+        if sampler:
+            write_long(out, sampler, key, label, titles, length)
         else:
             sound = jax.jit(model.generate, static_argnums=(2, 3))
             waves = finite(np.asarray(sound(trained.params, key, options.n, length, label)))
@@ -59,7 +68,7 @@ def length_of(model: Model, options: Options) -> int:
     """Samples of each sound. Raises InputError where there can't be so many or such long ones."""
     if not 1 <= options.n <= MOST_SOUNDS:
         raise InputError(f"n is {options.n}: ask for 1 to {MOST_SOUNDS} sounds")
-    most = MOST_CONTINUED if isinstance(model, Continues) else MOST_SECONDS
+    most = MOST_CONTINUED if isinstance(model, Continues | Composes) else MOST_SECONDS
     seconds = usual_length(model) / model.sample_rate if options.seconds is None else options.seconds
     length = round(seconds * model.sample_rate) if 0 < seconds <= most else 0
     if not length or options.n * seconds > most:
@@ -70,10 +79,15 @@ def length_of(model: Model, options: Options) -> int:
 
 def usual_length(model: Model) -> int:
     """Samples of a sound where no length is asked for."""
-    if not isinstance(model, Continues):
+    if not isinstance(model, Continues | Composes):
         return model.segment
     # Its segment is as long as training wants it, not as long as one would listen.
     return int(np.clip(model.segment, *(round(each * model.sample_rate) for each in USUAL_SECONDS)))
+
+
+def frame_of(model: Continues | Composes) -> int:
+    """Samples that come at once, and the fewest that can be gone on from."""
+    return model.hop if isinstance(model, Composes) else model.frame
 
 
 def drawing(trained: Trained, temperature: float | None, top_p: float | None) -> Trained:
@@ -87,10 +101,20 @@ def drawing(trained: Trained, temperature: float | None, top_p: float | None) ->
     return trained._replace(model=dataclasses.replace(trained.model, **asked))
 
 
+def sampler_of(trained: Trained, codec: Path | None, seed: int) -> "Sampler | Composer | None":
+    """What makes sound of any length; None of a model that makes it at once. Raises InputError where a codec is named
+    and none is wanted, or is not the one that is."""
+    if isinstance(trained.model, Composes):
+        return Composer(trained, codec_of(trained, codec), seed)
+    if codec is not None:
+        raise InputError(f"codec is {audio.shown(codec)}, but {trained.folder} makes no codes: leave --codec away")
+    return Sampler(trained.model, trained.params) if isinstance(trained.model, Continues) else None
+
+
 class Sampler:
     """A model that continues and its parameters: sounds of any length, block by block through one program."""
 
-    def __init__(self, model: Continues, params: Params):
+    def __init__(self, model: Continues | Composes, params: Params):
         self.model, self.device = model, jax.devices()[0]
         self.params = jax.device_put(params, self.device)
         self.begin, self.hear = jax.jit(model.begin, static_argnums=1), jax.jit(model.hear)
@@ -105,16 +129,172 @@ class Sampler:
             carry, wave = self.extend(self.params, carry, key, frames)
             yield finite(np.asarray(wave)[:, : length - done])
 
+    def behind(
+        self, wave: np.ndarray, n: int, label: Labels | None, key: jax.Array, length: int
+    ) -> Iterator[np.ndarray]:
+        """`n` times how a sound [whole frames, channels] goes on: the next `length` samples [n, some, channels]."""
+        return self.on(self.hear(self.params, np.repeat(wave[None], n, 0), label), key, length)
+
+
+class Composer(Sampler):
+    """A model of codes, its parameters and the codec: the same."""
+
+    def __init__(self, trained: Trained, codec: Trained, seed: int):
+        from jaxaudio.tasks.reconstruct import Codec  # not above: it imports this file
+
+        super().__init__(trained.model, trained.params)
+        self.codec = Codec(codec.model, codec.params, seed)
+
+    def codes(self, carry: Carry, key: jax.Array, frames: int) -> Iterator[np.ndarray]:
+        """The next so many frames of codes [n, some, codebooks]. Raises `audio.Unusable` where they are none."""
+        size = max(1, round(BLOCK_SECONDS * self.model.sample_rate / self.model.hop))
+        carry = jax.device_put(carry, self.device)
+        for done in range(0, frames, size):
+            carry, codes = self.extend(self.params, carry, key, size)
+            codes = np.asarray(codes)[:, : frames - done]
+            finite(np.where(codes < 0, np.nan, 0))
+            yield codes
+
+    def on(self, carry: Carry, key: jax.Array, length: int, before: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """The same; before: codes [n, frames, codebooks] of what was heard, whose sound comes first."""
+        known = 0 if before is None else before.shape[1]
+        length += known * self.model.hop
+        blocks = self.codes(carry, key, self.codec.frames(length) - known)
+        first = next(blocks) if before is None else before
+        blocks, waiting = chain([first], blocks), [deque() for _ in first]
+
+        def of(row: int) -> Iterator[np.ndarray]:
+            """Its codes; those of the others wait until they are wanted, and none waits long: all go at one pace."""
+            while waiting[row] or (block := next(blocks, None)) is not None:
+                if not waiting[row]:
+                    for queue, codes in zip(waiting, block, strict=True):
+                        queue.append(codes)
+                yield waiting[row].popleft()
+
+        sounds = [self.codec.sound_of(of(row), length, 1.0) for row in range(len(first))]
+        for pieces in zip(*sounds, strict=True):
+            yield np.stack(pieces)
+
+    def behind(
+        self, wave: np.ndarray, n: int, label: Labels | None, key: jax.Array, length: int
+    ) -> Iterator[np.ndarray]:
+        """The same. The end of what is heard is decoded once more, so that what follows is joined to it."""
+        hop, frames, reach = self.model.hop, len(wave) // self.model.hop, self.codec.model.reach
+        # A codec looks ahead: before a silence that no one recorded, the last codes would say that the sound ends.
+        mirrored = np.pad(wave, ((0, reach * hop), (0, 0)), "symmetric")
+        codes = np.concatenate(list(self.codec.codes([mirrored], len(mirrored))))[:frames]
+        fade = round(SEAM_SECONDS * self.model.sample_rate)
+        codes = np.repeat(codes[None], n, 0)
+        before = codes[:, max(0, frames - reach - -(-fade // hop)) :]
+        blocks = self.on(self.hear(self.params, codes, label), key, length, before)
+        return mended(wave[len(wave) - before.shape[1] * hop :], blocks, fade)
+
+
+def mended(heard: np.ndarray, blocks: Iterable[np.ndarray], fade: int) -> Iterator[np.ndarray]:
+    """Blocks [n, some, channels], which begin with `heard` [time, channels] as a codec gives it back, without that.
+
+    What the codec lost of it is added to what follows, backwards and fading out over `fade` samples: the one passes
+    into the other without a step.
+    """
+    known, held, blocks = len(heard), [], iter(blocks)
+    while sum(each.shape[1] for each in held) < known + fade and (block := next(blocks, None)) is not None:
+        held.append(block)
+    whole = np.concatenate(held, 1)
+    new, fade = whole[:, known:].copy(), min(fade, known, whole.shape[1] - known)
+    share = 1 - (np.arange(fade, dtype=np.float32) + 0.5) / fade
+    lost = heard[None, known - fade :] - whole[:, known - fade : known]
+    new[:, :fade] = np.clip(new[:, :fade] + lost[:, ::-1] * share[None, :, None], -1, 1)
+    return chain([new], blocks)
+
+
+def codec_at(where: Path, checkpoint: str) -> Trained:
+    """The codec in this folder. Raises InputError where the run there makes no codes."""
+    codec = folder.trained(where, checkpoint)
+    if not isinstance(codec.model, Quantizes):
+        raise InputError(f"codec is {audio.shown(where)}, which makes no codes: name a codec's run, as of dac:small")
+    silence = jax.ShapeDtypeStruct((1, codec.model.hop, codec.model.channels), np.float32)
+    try:
+        jax.eval_shape(codec.model.codes, codec.params, silence)
+    except InputError as reason:
+        raise InputError(f"codec is {audio.shown(where)}: {reason}") from reason
+    return codec
+
+
+def codec_of(trained: Trained, where: Path | None) -> Trained:
+    """The codec whose codes a run has learned, in the folder `where` or, None, where it was then."""
+    try:
+        about = json.loads((trained.folder / "run.json").read_text())["codec"]
+        known, step, identity = Path(about["folder"]), str(about["step"]), about["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise InputError(f"run.json in {trained.folder} names no codec ({problem!r}): train it anew") from problem
+    remedy = f"name the run that was {audio.shown(known)} at step {step}, as --codec FOLDER"
+    try:
+        codec = codec_at(where or known, step)
+    except InputError as reason:
+        raise InputError(f"{trained.folder} wants its codec: {reason}; {remedy}") from reason
+    if identity_of(codec) != identity:
+        raise InputError(f"{audio.shown(where or known)} is not the codec that {trained.folder} has learned: {remedy}")
+    return codec
+
+
+def told(codec: Trained) -> dict:
+    """What run.json tells of the codec whose codes a run learns."""
+    return {"folder": str(codec.folder), "step": codec.step, "fingerprint": identity_of(codec)}
+
+
+def identity_of(codec: Trained) -> str:
+    """What tells a codec from others: hex digits of its fields and parameters."""
+    from jaxaudio.tasks.encode import fingerprint, identity  # not above: it imports this file
+
+    return fingerprint(identity(codec)).hex()
+
+
+def learning(model: Model, codec: Model) -> Model:
+    """The model as it learns this codec's codes. Raises InputError where its segment is no whole number of frames."""
+    if model.segment % codec.hop:
+        near = max(1, round(model.segment / codec.hop)) * codec.hop
+        rule = f"it is a whole number of the codec's frames of {codec.hop} samples, choose --model.segment {near}"
+        raise InputError(f"segment is {model.segment}: {rule}")
+    return dataclasses.replace(model, **{name: getattr(codec, name) for name in FROM_CODEC})
+
+
+def coded(pack: Pack, codec: Trained, model: Composes) -> CodePack:
+    """The codes of a pack's recordings."""
+    from jaxaudio.tasks.reconstruct import Codec  # not above: it imports this file
+
+    coder = Codec(codec.model, codec.params, 0)
+    code = lambda wave: np.concatenate(list(coder.codes([wave], len(wave))))
+    return open_codes(pack, model, identity_of(codec), code)
+
+
+def through_codec(model: Composes, codec: Trained) -> Callable[..., np.ndarray]:
+    """What `Generates.generate` is, of a model of codes."""
+    draw = lambda params, key, n, frames, label: model.extend(params, model.begin(params, n, label), key, frames)[1]
+    draw, sound = jax.jit(draw, static_argnums=(2, 3)), sound_of_codes(codec)
+
+    def generate(params: Params, key: jax.Array, n: int, length: int, label: Labels | None) -> np.ndarray:
+        frames = -(-(length + codec.model.delay) // model.hop)
+        return sound(np.asarray(draw(params, key, n, frames, label)))[:, :length]
+
+    return generate
+
+
+def sound_of_codes(codec: Trained) -> Callable[[np.ndarray], np.ndarray]:
+    """Codes [n, frames, codebooks] -> sound, at once; the first code in place of those that are none."""
+    model, key = codec.model, jax.random.key(0)
+    program = jax.jit(lambda params, codes: model.decode(params, model.frames_of(params, jnp.maximum(codes, 0)), key))
+    return lambda codes: np.asarray(program(codec.params, codes))[:, model.delay :]
+
 
 class Showcase:
-    """The same sounds again and again while a model learns: same latents, same labels."""
+    """The same sounds again and again while a model learns: same latents, same labels. codec: of a model of codes."""
 
-    def __init__(self, model: Model, names: tuple[str, ...], n: int):
+    def __init__(self, model: Model, names: tuple[str, ...], n: int, codec: Trained | None = None):
         self.model, self.n, self.length = model, n, usual_length(model)
         names = names if model.classes else ()
         self.label = labels(names, None, n)
         self.titles = captions(names, self.label, n)
-        self.sound = jax.jit(model.generate, static_argnums=(2, 3))
+        self.sound = through_codec(model, codec) if codec else jax.jit(model.generate, static_argnums=(2, 3))
 
     def __call__(self, params: Params, key: jax.Array, out: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
         """Writes out/PREFIX-*.wav and their sheet out/PREFIX.png; the sounds [n, time, channels] and the picture."""

@@ -1,5 +1,6 @@
 """The plan of a batch and the two ways to fetch it."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 
 from jaxaudio import zoo
 from jaxaudio.core import InputError
-from jaxaudio.data.clips import Clips, DeviceClips, permute
+from jaxaudio.data.clips import Clips, DeviceClips, Noise, permute
 from jaxaudio.data.pack import Pack
 from jaxaudio.runtime.parallel import Devices
 
@@ -69,7 +70,7 @@ def test_the_hosts_together_plan_what_one_host_plans(hosts):
     share = MODEL.batch_size // hosts
     for step in (0, 1, 10**9):
         parts = [clips.plan(step, slice(host * share, (host + 1) * share)) for host in range(hosts)]
-        for whole, *pieces in zip(clips.plan(step), *parts, strict=True):
+        for whole, *pieces in zip(*map(jax.tree.leaves, (clips.plan(step), *parts)), strict=True):
             assert np.array_equal(whole, np.concatenate(pieces))
 
 
@@ -146,3 +147,96 @@ def test_a_survey_sees_every_unit_once_without_overlap():
     some = [n for _, n in clips.survey(10)]
     assert sum(some) == 10
     assert {len(plan.start) for plan, _ in clips.survey(10)} == {MODEL.batch_size}
+
+
+LENGTHS = [SEGMENT // 3, SEGMENT + 1, 5 * SEGMENT - 1, SEGMENT, SEGMENT // 16]
+
+
+def noisy(lengths=LENGTHS, noises=LENGTHS[::-1], model=MODEL, seed=1, split=0, **fields):
+    """Clips of one pack with the noise of another one."""
+    name = ("train", "valid")[split]
+    noise = Noise(pack_of(noises, split=split, **fields), model, seed, name)
+    return Clips(pack_of(lengths, split=split, **fields), model, seed, name, noise)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_noise_on_the_device_is_the_hosts_bit_for_bit(channels):
+    clips, devices = noisy(channels=channels), Devices("jit", 4)
+    on_device, seen = DeviceClips(clips, devices), set()
+    for step in range(8):
+        plan = clips.plan(step)
+        seen |= set(plan.noise.length.tolist())
+        host, device = clips.gather(plan), on_device.gather(plan)
+        assert device.noise.sharding.is_equivalent_to(devices.sharded, 3)
+        for mine, other in zip(host, device, strict=True):
+            assert mine is other is None or np.array_equal(mine.view(np.int32), np.asarray(other).view(np.int32))
+    assert seen == {SEGMENT // 16, SEGMENT // 3, SEGMENT}
+
+
+def test_a_short_noise_is_repeated_from_anywhere_on_as_loud_as_it_is():
+    clips = noisy(noises=[SEGMENT // 3], peak=15000)
+    recording = clips.noise.samples / 32768
+    turns = []
+    for step in range(60):
+        plan = clips.plan(step)
+        wave = clips.gather(plan).noise
+        for row, turn in zip(wave, plan.noise.turn, strict=True):
+            np.testing.assert_array_equal(row, np.resize(np.roll(recording, -turn, 0), row.shape))
+        turns += plan.noise.turn.tolist()
+    assert np.ptp(turns) > 0.9 * (SEGMENT // 3 - 1)
+    assert max(turns) < SEGMENT // 3
+
+
+def test_a_long_noise_is_cut_anywhere_and_never_repeated():
+    clips = noisy(noises=[SEGMENT + 7])
+    plans = [clips.plan(step).noise for step in range(50)]
+    assert set(np.concatenate([plan.start for plan in plans]).tolist()) == set(range(8))
+    assert not np.concatenate([plan.turn for plan in plans]).any()
+
+
+def test_the_noise_of_an_example_follows_from_its_number_alone():
+    half = dataclasses.replace(MODEL, batch_size=MODEL.batch_size // 2)
+    whole, other, halves = noisy(), noisy(lengths=[9 * SEGMENT] * 3), noisy(model=half)
+    joined = lambda crops: [np.concatenate(field) for field in zip(*crops, strict=True)]
+    for step in (0, 3, 10**8):
+        of_halves = joined(halves.plan(2 * step + i).noise for i in (0, 1))
+        of_hosts = joined(whole.plan(step, slice(i, i + 4)).noise for i in range(0, MODEL.batch_size, 4))
+        for found in (other.plan(step).noise, of_halves, of_hosts):
+            for mine, theirs in zip(whole.plan(step).noise, found, strict=True):
+                np.testing.assert_array_equal(mine, theirs)
+
+
+def test_noise_and_recordings_of_one_pack_are_drawn_independently():
+    count = 40
+    clips = noisy([2 * SEGMENT] * count, [2 * SEGMENT] * count)
+    plans = [clips.plan(step) for step in range(200)]
+    start, noise = (np.concatenate(starts) for starts in zip(*((p.start, p.noise.start) for p in plans), strict=True))
+    which, other = start // (2 * SEGMENT), noise // (2 * SEGMENT)
+    assert np.mean(which == other) < 3 / count
+    assert len(set(zip(which.tolist(), other.tolist(), strict=True))) > 0.5 * count**2
+    assert abs(np.corrcoef(start % (2 * SEGMENT), noise % (2 * SEGMENT))[0, 1]) < 0.1
+
+
+def test_noise_too_short_is_left_out_and_none_at_all_is_an_error():
+    noise = Noise(pack_of([SEGMENT, SEGMENT // 16 - 1]), MODEL, 0)
+    assert [name for name, _ in noise.left_out] == ["1.wav"]
+    with pytest.raises(InputError, match="no recording of 1 can be noise: 1 are in the train split and the longest"):
+        Noise(pack_of([3]), MODEL, 0)
+    assert not Noise(pack_of([SEGMENT]), MODEL, 0, "valid").units
+
+
+def test_a_survey_pairs_units_with_the_same_noises_each_time_and_statistics_hear_them_too():
+    clips = noisy([3 * SEGMENT, 70 * SEGMENT], split=1)
+    first, second = (list(clips.survey(1000)) for _ in range(2))
+    for (plan, count), (again, _) in zip(first, second, strict=True):
+        for mine, other in zip(jax.tree.leaves(plan), jax.tree.leaves(again), strict=True):
+            np.testing.assert_array_equal(mine, other)
+            np.testing.assert_array_equal(mine[count:], np.resize(mine[:count], mine.shape)[count:])
+    numbers = np.arange(sum(count for _, count in first))
+    for field, want in zip(
+        zip(*(plan.noise for plan, _ in first), strict=True), clips.noise.crop(numbers), strict=True
+    ):
+        np.testing.assert_array_equal(np.concatenate(field)[: len(numbers)], want)
+    batches = list(clips.batches())
+    assert sum(len(batch.noise) for batch in batches) == clips.units
+    assert all(batch.noise.shape == batch.wave.shape for batch in batches)

@@ -171,3 +171,14 @@ def test_channels_hold_one_sound_at_different_gains():
 def test_the_key_changes_with_whatever_changes_a_sample():
     given = [(16000, 1, 1000, 30), (8000, 1, 1000, 30), (16000, 2, 1000, 30), (16000, 1, 999, 30), (16000, 1, 1000, 31)]
     assert len({synth.Recordings(*arguments).key for arguments in given}) == len(given)
+
+
+def test_textures_are_rain_and_wind_that_no_recording_is():
+    textures, others = synth.Textures(16000, 1, 500), synth.Recordings(16000, 1, 500)
+    counts = Counter((e.label, e.split) for e in textures.layout.entries)
+    assert counts == {
+        (name, s): n for name in ("rain", "wind") for s, n in (("train", 180), ("valid", 10), ("test", 10))
+    }
+    assert {e.name for e in textures.layout.entries}.isdisjoint(e.name for e in others.layout.entries)
+    np.testing.assert_array_equal(textures.read(1)[:, 0], synth.render(1_000_009, 16000, 500)[0])
+    assert textures.key != others.key

@@ -106,6 +106,23 @@ def test_the_multi_resolution_distance_of_white_noises_is_the_closed_form_and_si
     assert pairs.multi_resolution_stft(silence, rounding, RATE)[0] < 0.02, "what 16 bits round off is silence"
 
 
+def test_the_log_spectral_distance_is_the_rms_of_level_differences_whatever_the_rate():
+    for rate, size in ((16000, 512), (22050, 704)):
+        a = sounds(0, 2, 0.3, rate).at[1, 1000:3000].set(0)  # below the floor
+        b = noisy(a, 1)
+        for i in range(2):
+            x, y = (10 * np.log10(np.maximum(spectra(s[i], size) ** 2, 1e-7)) for s in (a, b))
+            expected = np.mean(np.sqrt(np.mean((x - y) ** 2, 0)))
+            assert pairs.log_spectral_distance(a, b, rate)[i] == pytest.approx(expected, rel=1e-4)
+    halved = pairs.log_spectral_distance(noisy(sounds(0), 1), 0.5 * noisy(sounds(0), 1), RATE)
+    np.testing.assert_allclose(halved, 20 * np.log10(2), atol=0.05)
+    draws = jnp.asarray(0.1 * np.random.default_rng(0).standard_normal((2, 2 * RATE)), jnp.float32)
+    closed = 10 / np.log(10) * np.pi / np.sqrt(3)  # of powers that are exponentially distributed
+    assert pairs.log_spectral_distance(draws[:1], draws[1:], RATE)[0] == pytest.approx(closed, abs=0.1)
+    rounding = jnp.asarray(np.random.default_rng(1).uniform(-0.5, 0.5, (1, RATE)) / 32768, jnp.float32)
+    assert pairs.log_spectral_distance(0 * rounding, rounding, RATE)[0] < 0.5, "what 16 bits round off is silence"
+
+
 def test_si_sdr_is_the_ratio_of_powers_for_noise_that_is_orthogonal_whatever_the_scale_and_the_mean():
     time = np.arange(RATE) / RATE
     tone, other = np.sin(2 * np.pi * 440 * time), np.sin(2 * np.pi * 700 * time)
@@ -161,6 +178,7 @@ IDEAL = {
     "mel_distance": 0,
     "stft_distance": 0,
     "multi_resolution_stft": 0,
+    "log_spectral_distance": 0,
     "si_sdr": 100,
     "loudness_difference": 0,
     "envelope_correlation": 1,
@@ -267,6 +285,7 @@ def test_pairs_that_cannot_be_compared_are_refused(name, change, message):
         ("mel_distance", 1025),
         ("stft_distance", 1025),
         ("multi_resolution_stft", 1025),
+        ("log_spectral_distance", 257),
         ("loudness_difference", 6400),
         ("envelope_correlation", 800),
         ("spectral_correlation", 513),

@@ -3,6 +3,7 @@
 import importlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -10,7 +11,8 @@ import soundfile
 import sample
 from jaxaudio.core import InputError
 from jaxaudio.data import audio
-from jaxaudio.tasks import generate
+from jaxaudio.tasks import generate, reconstruct
+from tests.coded import composed, decoded
 from tests.commands import run
 from tests.still import PARAMS, Walk, run_of
 from tests.toy import sound
@@ -204,3 +206,42 @@ def test_going_on_in_blocks_is_going_on(monkeypatch, tmp_path):
         monkeypatch.setattr(generate, "BLOCK_SECONDS", seconds)
         results.append(made(given, [tmp_path / "a.wav"], tmp_path / str(seconds)) / "a.wav")
     assert results[0].read_bytes() == results[1].read_bytes()
+
+
+# ----------------------------------------------------------------------------------------------- through a codec
+
+
+@pytest.mark.parametrize("fields", [{}, {"delay": 3}, {"gain": "peak"}], ids=str)
+def test_codes_go_on_from_a_recording_and_their_sound_is_joined_to_it(tmp_path, monkeypatch, fields):
+    monkeypatch.setattr(reconstruct, "PART_SECONDS", 0.2)
+    given, codec = composed(tmp_path, monkeypatch, **fields)
+    wave = sound(803, level=0.2)
+    audio.write(tmp_path / "a.wav", wave, 1000)
+    out = made(given, [tmp_path / "a.wav"], tmp_path / "out", seconds=1.5, n=2)
+    prompt, loud = wave[3:], np.abs(wave).max() if fields.get("gain") else np.float32(1)
+    mirrored = np.concatenate([prompt, prompt[::-1]])[None] / loud  # what is heard ends in no silence
+    heard = codec.model.codes(codec.params, mirrored)[:, :100]
+    carry = given.model.hear(given.params, jnp.repeat(heard, 2, 0), None)
+    _, new = given.model.extend(given.params, carry, jax.random.key(3), 188)
+    whole = decoded(codec, jnp.concatenate([jnp.repeat(heard, 2, 0), new], 1))
+    for i in range(2):
+        found = audio.read(out / f"a-00{i}.wav", 1000, 1)
+        np.testing.assert_array_equal(found[:800], prompt)
+        expected = whole[i, 800:2300].copy()
+        lost = (prompt / loud - whole[i, :800])[780:][::-1]
+        expected[:20] += lost * (1 - (np.arange(20).reshape(-1, 1) + 0.5) / 20)
+        np.testing.assert_allclose(found[800:], loud * np.clip(expected, -1, 1), atol=5e-5)
+
+
+def test_behind_a_tone_that_a_codec_gives_back_at_another_level_there_is_no_step(tmp_path):
+    time = np.arange(400).reshape(1, -1, 1) / 1000
+    tone = 0.5 * np.sin(2 * np.pi * 5 * time).astype(np.float32) + 0.2
+    given_back = 0.6 * tone
+    (joined,) = np.concatenate(list(generate.mended(tone[0, :200], [given_back[:, :90], given_back[:, 90:]], 50)), 1)
+    assert joined.shape == (200, 1)
+    assert abs(given_back[0, 200, 0] - tone[0, 199, 0]) > 0.05
+    assert abs(joined[0, 0] - tone[0, 199, 0]) < 0.02
+    assert np.abs(np.diff(joined[:, 0])).max() < 0.03
+    np.testing.assert_array_equal(joined[50:], given_back[0, 250:])
+    brief = list(generate.mended(tone[0, :200], [given_back[:, :203]], 50))
+    assert np.concatenate(brief, 1).shape == (1, 3, 1)

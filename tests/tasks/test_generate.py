@@ -11,7 +11,8 @@ import soundfile
 import sample
 from jaxaudio.core import InputError
 from jaxaudio.runtime.folder import trained
-from jaxaudio.tasks import generate
+from jaxaudio.tasks import generate, reconstruct
+from tests.coded import Sampled, composed, decoded
 from tests.commands import run
 from tests.still import PARAMS, Walk, run_of
 from tests.toy import toy
@@ -168,3 +169,79 @@ def test_a_trained_model_refuses_what_it_can_not_do_in_one_line(singer, maker, t
         assert message in err
         assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+# ----------------------------------------------------------------------------------------------- through a codec
+
+
+@pytest.mark.parametrize("fields", [{}, {"delay": 3}], ids=str)
+def test_codes_become_sound_of_any_length_in_parts_as_at_once(tmp_path, monkeypatch, fields):
+    monkeypatch.setattr(generate, "BLOCK_SECONDS", 0.1)
+    monkeypatch.setattr(reconstruct, "PART_SECONDS", 0.2)
+    given, codec = composed(tmp_path, monkeypatch, labels=("a", "b"), **fields)
+    waves = made(given, tmp_path / "out", n=3, seconds=1.205)
+    key = jax.random.fold_in(jax.random.key(3), 0)
+    begin = given.model.begin(given.params, 3, jnp.arange(3) % 2)
+    _, codes = given.model.extend(given.params, begin, key, 151)
+    expected = decoded(codec, codes)
+    assert [wave.shape for wave in waves] == [(1205, 1)] * 3
+    for wave, whole in zip(waves, expected, strict=True):
+        np.testing.assert_allclose(wave, whole[:1205], atol=4e-5)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"000-a.wav", "001-b.wav", "002-a.wav", "sheet.png"}
+
+
+def test_codes_of_many_sounds_are_held_for_a_part_and_no_longer(tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "BLOCK_SECONDS", 0.1)
+    monkeypatch.setattr(reconstruct, "PART_SECONDS", 0.2)
+    given, codec = composed(tmp_path, monkeypatch)
+    sampler, drawn = generate.Composer(given, codec, 0), 0
+    extend = sampler.extend
+
+    def counted(*words):
+        nonlocal drawn
+        drawn += words[3]
+        return extend(*words)
+
+    sampler.extend, heard = counted, 0
+    for block in sampler.on(sampler.begin(given.params, 4, None), jax.random.key(0), 8000):
+        heard += block.shape[1]
+        assert 8 * drawn - heard < 3 * 8 * sampler.codec.most
+    assert heard == 8000
+
+
+def test_while_it_learns_a_model_of_codes_shows_them_through_the_codec(tmp_path, monkeypatch):
+    given, codec = composed(tmp_path, monkeypatch, delay=3)
+    show = generate.Showcase(given.model, (), 2, codec)
+    waves, _ = show(given.params, jax.random.key(0), tmp_path / "out", "0000001")
+    assert waves.shape == (2, 1000, 1)
+    _, codes = given.model.extend(given.params, given.model.begin(given.params, 2, None), jax.random.key(0), 126)
+    np.testing.assert_allclose(waves[:, :980], decoded(codec, codes)[:, :980], atol=1e-6)
+    broken = show({"wide": np.float32(-1)}, jax.random.key(0), tmp_path / "out", "0000002")[0]
+    assert np.isfinite(broken).all(), "diverging is no reason to stop"
+
+
+def test_another_codec_is_refused_and_what_to_name_is_told(tmp_path, monkeypatch):
+    given, codec = composed(tmp_path, monkeypatch)
+    assert generate.codec_of(given, None).folder == tmp_path / "codec"
+    assert generate.codec_of(given, tmp_path / "moved").folder == tmp_path / "moved"
+    for other in (codec._replace(params={"loud": np.float32(2)}), codec._replace(model=Sampled(around=0.2))):
+        monkeypatch.setattr(generate, "codec_at", lambda where, step, other=other: other)
+        rule = f"elsewhere is not the codec that .* has learned: name the run that was {tmp_path}/codec at step 7, as"
+        with pytest.raises(InputError, match=rule):
+            made(given, tmp_path / "out", codec=tmp_path / "elsewhere")
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"wants its codec: .*codec is not a run's folder .* as --codec FOLDER"):
+        made(given, tmp_path / "out")
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(InputError, match="names no codec .*: train it anew"):
+        made(given, tmp_path / "out")
+    with pytest.raises(InputError, match="elsewhere, but .* makes no codes: leave --codec away"):
+        made(run_of(Walk(), tmp_path), tmp_path / "out", codec=tmp_path / "elsewhere")
+    assert not (tmp_path / "out").exists()
+
+
+def test_codes_that_are_none_are_told_with_their_remedy(tmp_path, monkeypatch):
+    given, _ = composed(tmp_path, monkeypatch, wide=-1.0)
+    with pytest.raises(InputError, match="at step 2: what the model makes is not finite: name an earlier --checkpoint"):
+        made(given, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
