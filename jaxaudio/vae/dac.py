@@ -16,6 +16,7 @@ quantisation, a causal variant that streams, and the principal components of the
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -281,12 +282,13 @@ class DAC(Quantizes, Streams):
         chance = keys if self.bottleneck == "vae" else self.kept(keys)
         coded = partial(self.coded, tables=tables, wave=wave, chance=chance, shard=shard)
 
-        made = coded(networks["autoencoder"]).sound  # what the autoencoder's update computes again, and XLA once
-        loss = partial(self.critic_loss, real=wave, fake=jax.lax.stop_gradient(made))
+        found, pull = jax.vjp(coded, networks["autoencoder"])
+        loss = partial(self.critic_loss, real=wave, fake=found.sound)
         networks["critic"], opt["critic"], critic_metrics = descend(
             tx["critic"], loss, networks["critic"], opt["critic"], shard
         )
-        loss = partial(self.autoencoder_loss, coded=coded, critic=networks["critic"], wave=wave, state=state)
+        again = replay(found, pull)
+        loss = partial(self.autoencoder_loss, coded=again, critic=networks["critic"], wave=wave, state=state)
         networks["autoencoder"], opt["autoencoder"], metrics = descend(
             tx["autoencoder"], loss, networks["autoencoder"], opt["autoencoder"], shard
         )
@@ -454,6 +456,14 @@ class Coded(NamedTuple):
     latent: Latent  # what its codes tell, or the posterior means
     codes: Codes | None
     losses: Metrics  # of the bottleneck, each [batch]
+
+
+def replay(found: Coded, pull: Callable[[Coded], tuple[Params]]) -> Callable[[Params], Coded]:
+    """What `jax.vjp` gave, as a function of the parameters it was called with: both networks' updates take it, and it is
+    computed once. (XLA does not see that the forward pass of a gradient is one that was there before.)"""
+    again = jax.custom_vjp(lambda params: found)
+    again.defvjp(lambda params: (found, None), lambda _, slope: pull(slope))
+    return again
 
 
 class Autoencoder(nn.Module):
