@@ -459,8 +459,8 @@ class Coded(NamedTuple):
 
 
 def replay(found: Coded, pull: Callable[[Coded], tuple[Params]]) -> Callable[[Params], Coded]:
-    """What `jax.vjp` gave, as a function of the parameters it was called with: both networks' updates take it, and it is
-    computed once. (XLA does not see that the forward pass of a gradient is one that was there before.)"""
+    """What `jax.vjp` gave, as a function of the parameters it was called with: both networks' updates take it, computed
+    once. (XLA does not see that the forward pass of a gradient is one that was there before.)"""
     again = jax.custom_vjp(lambda params: found)
     again.defvjp(lambda params: (found, None), lambda _, slope: pull(slope))
     return again
