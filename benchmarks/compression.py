@@ -17,14 +17,14 @@ from benchmarks.reconstruction import averaged, finite, heard, score
 from benchmarks.recordings import clips_of, cut_into, in_batches, stretch
 from benchmarks.scorecard import Card, Row
 from jaxaudio.core import InputError
-from jaxaudio.data import bitstream
+from jaxaudio.data import audio, bitstream
+from jaxaudio.data.coder import Codec, known
 from jaxaudio.data.pack import Pack
 from jaxaudio.metrics import pairs as P
 from jaxaudio.runtime.folder import Trained
-from jaxaudio.tasks.reconstruct import Codec
 
 CODED = 200  # recordings at most: the adaptive coder takes one code after the other
-LONG_SECONDS = 120.0  # of the recording that is coded in parts
+PARTS = 3  # of the recording that is coded in parts, and at once: that takes memory
 MOST_COST = 0.03  # of a container, over the codes
 DISTANCES = ("mel_distance", "stft_distance", "si_sdr")  # of `P.METRICS`, at every rate
 
@@ -35,7 +35,7 @@ def of_codec(run: Trained, pack: Pack, split: str, n: int, how: Mapping[str, int
     real, left_out = heard(clips, min(n, CODED))
     model, codes, table = run.model, coded(run, real), bitstream.tabled(np.asarray(run.params["usage"]))
     about = (model.sample_rate, model.channels, clips.segment, model.hop, model.codebooks, model.codebook_size)
-    header, seconds = bitstream.Header("adaptive", bytes(8), *about), clips.segment / model.sample_rate
+    header, seconds = bitstream.Header("adaptive", bytes(8), run.step, *about), clips.segment / model.sample_rate
     static = np.stack([static_bits(each, table) for each in codes])
     adaptive = np.stack([adaptive_bits(each, table, header.per_block) for each in codes])
     rows = rate_rows(header, {"static": static, "adaptive": adaptive}, seconds, how)
@@ -59,13 +59,17 @@ def named(books: int) -> str:
 
 
 def coded(run: Trained, waves: np.ndarray) -> np.ndarray:
-    """All codes [recordings, frames, codebooks]; behind a recording are zeros."""
+    """All codes [recordings, frames, codebooks]; behind a recording are zeros. Raises InputError where one is none."""
     model, length = run.model, waves.shape[1]
     frames = -(-(length + model.delay) // model.hop)
     missing = (frames + model.reach) * model.hop - length
     program = jax.jit(lambda params, wave: model.codes(params, jnp.pad(wave, ((0, 0), (0, missing), (0, 0)))))
     most = max(1, model.batch_size * model.segment // length)  # what a training step has room for
-    return in_batches(partial(program, run.params), waves, most=most)[:, :frames]
+    codes = in_batches(partial(program, run.params), waves, most=most)[:, :frames]
+    try:
+        return known(codes)
+    except audio.Unusable as reason:
+        raise InputError(f"{run.folder} at step {run.step}: {reason}") from reason
 
 
 def sound_of(run: Trained, codes: np.ndarray, length: int, seed: int) -> np.ndarray:
@@ -98,7 +102,7 @@ def rate_rows(
         rows.append(Row(f"raw, {of}", each * books, None, None, n, "kbps", "", "codes as they are"))
         for name, cost in bits.items():
             values = cost[:, :books].sum(1) / seconds / 1000
-            note = f"{1 - values.mean() / (each * books):.1%} saved"
+            note = bitstream.saving(1 - values.mean() / (each * books))
             rows.append(averaged(f"{name}, {of}", values, how, "kbps", "lower", note))
     saved = 1 - bits["adaptive"].sum(1) / seconds / 1000 / (each * header.codebooks)
     rows.append(averaged("saved by entropy coding", saved, how, "", "higher", "of raw codes; adaptive, all codebooks"))
@@ -174,10 +178,10 @@ def distance_rows(
 
 def parts_row(run: Trained, real: np.ndarray) -> Row:
     """Whether a long recording, all stretches one behind the other, has the same codes in parts and at once."""
-    most = max(1, round(LONG_SECONDS * run.model.sample_rate))
+    codec = Codec(run.model, run.params, 0)
+    most = PARTS * codec.most * run.model.hop
     wave = real.reshape(-1, real.shape[2])
     wave = np.tile(wave, (-(-most // len(wave)), 1))[:most]
-    codec = Codec(run.model, run.params, 0)
     parts = np.concatenate(list(codec.codes([wave], len(wave))))
     differing = int(np.sum(parts != coded(run, wave[None])[0]))
     seconds = len(wave) / run.model.sample_rate

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxaudio.core import Latent, Params, Shard, average
 
 LEAST = 1e-4  # of a posterior's deviation
+EXACT = jax.lax.Precision.HIGHEST  # else an accelerator rounds factors to a few bits: latents would not come back
 
 
 class Posterior(NamedTuple):
@@ -30,11 +31,12 @@ class Principal(NamedTuple):
 
     def compact(self, frames: Latent) -> Latent:
         """Components of latent frames."""
-        return (frames - self.mean.reshape(1, 1, -1)) @ self.axes.T
+        return jnp.matmul(frames - self.mean.reshape(1, 1, -1), self.axes.T, precision=EXACT)
 
     def restore(self, components: Float[Array, "batch frames kept"]) -> Latent:
         """The latent frames of their leading components, the others at their mean."""
-        return components @ self.axes[: components.shape[-1]] + self.mean.reshape(1, 1, -1)
+        kept = self.axes[: components.shape[-1]]
+        return jnp.matmul(components, kept, precision=EXACT) + self.mean.reshape(1, 1, -1)
 
 
 def posterior(x: Float[Array, "batch frames both"]) -> Posterior:

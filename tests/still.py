@@ -136,7 +136,7 @@ class Steps(Quantizes):
         whole = self.codebook_size**self.codebooks
         steps = jnp.clip(jnp.floor((self.encode(params, wave) + 1) / 2 * whole), 0, whole - 1).astype(jnp.int32)
         places = self.codebook_size ** np.arange(self.codebooks)[::-1].reshape(1, 1, -1)
-        return steps // places % self.codebook_size
+        return jnp.where(jnp.isnan(self.encode(params, wave)), -1, steps // places % self.codebook_size)
 
     def frames_of(self, params, codes):
         places = 2.0 / self.codebook_size ** np.arange(1, codes.shape[-1] + 1, dtype=np.float32)

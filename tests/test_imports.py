@@ -51,6 +51,7 @@ def test_a_step_runs_where_only_jax_flax_optax_and_numpy_are():
         "orbax",
         "orbax.checkpoint",
         "scipy.signal",
+        "constriction",
     ]
     code = f"""
 import sys

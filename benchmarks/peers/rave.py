@@ -39,7 +39,7 @@ class Conv(nn.Conv1d):
     def __init__(self, into: int, out: int, taps: int, stride: int = 1, dilation: int = 1, groups: int = 1, **options):
         causal = options.pop("causal", False)
         over = dilation * (taps - 1) + 1 - stride
-        self.edges = (over, 0) if causal else (over // 2, over - over // 2)
+        self.edges = (over, 0) if causal else (over - over // 2, over // 2)
         if self.edges[0] == self.edges[1]:
             self.edges, options["padding"] = (0, 0), over // 2
         super().__init__(into, out, taps, stride, dilation=dilation, groups=groups, **options)

@@ -310,7 +310,8 @@ def _refuse_implausible(sound: soundfile.SoundFile, channels: int) -> None:
     if sound.frames >= UNKNOWN_LENGTH:
         raise Unusable("its header does not say how long it is (written to a pipe?): convert it again, to a file")
     if sound.channels not in (1, channels) and (sound.channels, channels) != (2, 1):
-        raise Unusable(f"has {sound.channels} channels, wanted {channels}: only 1 to many and 2 to 1 are converted")
+        rule = f"only 1 to many and 2 to 1 are converted, mix it to {channels} first"
+        raise Unusable(f"has {sound.channels} channels, wanted {channels}: {rule}")
 
 
 class _Chunks(NamedTuple):

@@ -8,13 +8,15 @@ The header:
     3 bytes   "JAZ"
     1 byte    version of this format: 1
     1 byte    method by which codes are written (0 raw, 1 static, 2 adaptive), plus 16 where a level follows
-    8 bytes   fingerprint of the codec: its fields and its parameters
-    varints   sample rate in Hz, channels, length in samples, samples per frame, codebooks used, values of a code
+    8 bytes   fingerprint of the codec's checkpoint
+    varints   step of that checkpoint, sample rate in Hz, channels, length in samples, samples per frame, codebooks
+              used, values of a code
     4 bytes   the level as float32, where the first method byte says so: the peak that the recording had
     2 bytes   the lower half of the CRC-32 of everything before
 A block, `per_block` frames of it (10 seconds), fewer in the last one:
     varint    twice its frames, plus 1 in the last block: what marks the end
     varint    bytes of its codes
+    1 byte    the lowest of the CRC-32 of both: damage to them is told from the end of a file
     ...       the codes
     4 bytes   CRC-32 of everything in the block before
 Blocks know nothing of each other, so that one that is damaged spoils no other one.
@@ -66,6 +68,7 @@ class Header(NamedTuple):
 
     method: str
     fingerprint: bytes
+    step: int  # of the codec's checkpoint
     sample_rate: int  # Hz
     channels: int
     length: int  # samples
@@ -115,20 +118,29 @@ def width(size: int) -> int:
     return max(1, (size - 1).bit_length())
 
 
+def saving(share: float) -> str:
+    """Of what raw codes take."""
+    return f"{share:.1%} saved" if share >= 5e-4 else "no saving"
+
+
 # ------------------------------------------------------------------------------------------------------ the container
 
 
 def write(file: BinaryIO, header: Header, codes: Iterable[Codes], table: Table) -> int:
     """Writes codes that come in parts [some frames, codebooks]; how many bytes of the file are codes.
 
-    Holds a block at a time. table: of `tabled`.
+    Holds a block at a time. table: of `tabled`. Raises InputError where `look` would refuse the codec.
     """
+    for name, most in (("codebooks", MOST_CODEBOOKS), ("codebook_size", MOST_SIZE)):
+        if getattr(header, name) > most:
+            raise InputError(f"{name} is {getattr(header, name)}: a stream has {most} at most")
     file.write(_packed_header(header))
     held, total = np.zeros((0, header.codebooks), np.int32), 0
 
     def block(part: Codes, last: bool) -> int:
         payload = encoded(part, header, table)
-        content = varint(2 * len(part) + last) + varint(len(payload)) + payload
+        content = varint(2 * len(part) + last) + varint(len(payload))
+        content += _low(zlib.crc32(content)) + payload
         file.write(content + struct.pack("<I", zlib.crc32(content)))
         return len(payload)
 
@@ -172,6 +184,11 @@ def varint(value: int) -> bytes:
         out.append(value & 127 | 128)
         value >>= 7
     return bytes([*out, value])
+
+
+def _low(crc: int) -> bytes:
+    """The lowest byte of a checksum."""
+    return bytes([crc & 255])
 
 
 def _packed_header(header: Header) -> bytes:
@@ -222,7 +239,7 @@ def _read_header(file: BinaryIO) -> Header:
             raise audio.Unusable(f"of version {start[3]} of the format, not {VERSION}: decode it with its own program")
         reader.crc = zlib.crc32(start)
         first, fingerprint = reader.take(1)[0], reader.take(8)
-        values = [reader.varint() for _ in range(6)]
+        values = [reader.varint() for _ in range(7)]
         level = struct.unpack("<f", reader.take(4))[0] if first & LEVEL else 1.0
         crc = reader.crc & 0xFFFF
         right = struct.unpack("<H", reader.take(2))[0] == crc
@@ -233,7 +250,7 @@ def _read_header(file: BinaryIO) -> Header:
     known = first & ~LEVEL < len(METHODS)
     header = Header(METHODS[first & ~LEVEL if known else 0], fingerprint, *values, level)
     small = header.codebooks <= MOST_CODEBOOKS and 2 <= header.codebook_size <= MOST_SIZE
-    if not (known and small and min(values) > 0 and max(values) < 1 << 48 and 0 < level <= 1):
+    if not (known and small and min(values[1:]) > 0 and max(values) < 1 << 48 and 0 < level <= 1):
         raise audio.Unusable("damaged: its header holds what no encoder writes; encode the recording again")
     return header
 
@@ -246,7 +263,9 @@ def _read_blocks(file: BinaryIO, header: Header) -> tuple[list[Block], str]:
         at = f"block {number}, at {header.seconds(done):.2f} s"
         try:
             twice, size = reader.varint(), reader.varint()
-            frames, last = twice // 2, twice % 2
+            frames, last, crc = twice // 2, twice % 2, reader.crc
+            if reader.take(1) != _low(crc):
+                raise audio.Unusable(_broken(at, begin, "the checksum of its head is another"))
             offset = file.tell()
             if not 0 < frames <= header.per_block or (frames < header.per_block and not last):
                 raise audio.Unusable(_broken(at, begin, "holds an impossible number of frames"))

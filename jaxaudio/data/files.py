@@ -63,8 +63,16 @@ def targets(paths: Sequence[Path], out: Path, suffix: str) -> list[Path]:
 
 
 def placed(paths: Sequence[Path], out: Path, suffix: str, ends: Set[str]) -> list[Path]:
-    """`targets`, or `out` itself where it ends in one of `ends` and is no folder: the file of the only path."""
-    if out.suffix.lower() not in ends or os.path.isdir(out):
+    """`targets`, or `out` itself where it ends in one of `ends` and is no folder: the file of the only path. Raises
+    InputError where it looks like a file and can be none."""
+    if os.path.isdir(out):
+        return targets(paths, out, suffix)
+    if out.suffix.lower() not in ends:
+        end = f"end it in {' or '.join(sorted(ends))}, or " if ends else ""
+        if os.path.lexists(out):
+            raise InputError(f"out is {audio.shown(out)}, a file that is there: {end}name a folder")
+        if ends and any(map(str.isalpha, out.suffix)):  # a folder may end as 1.5 does
+            raise InputError(f"out is {audio.shown(out)}, no folder that is there: {end}make that folder first")
         return targets(paths, out, suffix)
     if len(paths) > 1:
         raise InputError(f"out is the file {audio.shown(out)}, but {len(paths)} files are given: name a folder")

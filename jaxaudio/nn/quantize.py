@@ -237,10 +237,11 @@ def nearest(rows: Float[Array, "*rows latent"], table: Float[Array, "size latent
 
 def largest(scores: Float[Array, "*rows size"]) -> Int[Array, "*rows"]:
     """Where the largest score lies, the first of equals. XLA's own argmax on a CPU is six times as slow, one number at
-    a time; these two passes are vectors. Where a score is not a number: the last place."""
+    a time; these two passes are vectors. Where a score is not a number: -1, which is no place."""
     places = jnp.arange(scores.shape[-1], dtype=jnp.int32).reshape((1,) * (scores.ndim - 1) + (-1,))
     best = jnp.max(scores, -1, keepdims=True)
-    return jnp.min(jnp.where(scores == best, places, scores.shape[-1] - 1), -1)
+    first = jnp.min(jnp.where(scores == best, places, scores.shape[-1]), -1)
+    return jnp.where(first < scores.shape[-1], first, -1)
 
 
 def row(table: Float[Array, "size latent"], codes: Int[Array, "*rows"]) -> Float[Array, "*rows latent"]:

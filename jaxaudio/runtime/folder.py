@@ -1,6 +1,7 @@
 """A run's folder: whose it is, who works in it, and what it was trained with."""
 
 import fcntl
+import hashlib
 import json
 import os
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxaudio import zoo
 from jaxaudio.core import InputError, Model, Params
@@ -47,7 +49,11 @@ def claim(folder: Path, model: Model, run: Mapping[str, Any]) -> Any:
         if differing:
             lock.close()
             each = "; ".join(f"{k} is {there.get(k)} there and {here.get(k)} here" for k in differing)
-            raise InputError(f"{folder} holds another run: {each}; {OTHER}")
+            remedy = OTHER
+            if differing == ["codec"] and "codec" in there_run:  # it may have learned on since
+                was = there_run["codec"]
+                remedy = f"give --codec {was.get('folder')} --codec-checkpoint {was.get('step')}, or another --out"
+            raise InputError(f"{folder} holds another run: {each}; {remedy}")
     _write(folder / "run.json", {**run, "command": sys.argv, "versions": versions(), "git": revision()})
     _write(folder / "model.json", zoo.dump(model))
     return lock
@@ -61,17 +67,20 @@ class Trained(NamedTuple):
     params: Params
     step: int
     labels: tuple[str, ...]  # the classes' names; () where it is unconditional
+    fingerprint: str = ""  # `digest` of the checkpoint's own arrays
+
+    @property
+    def identity(self) -> str:
+        """What tells its checkpoint from others: hex digits.
+
+        They are those of what was saved: parameters are computed from that, and round otherwise on another machine. The
+        model's fields are not in it, so that one may be added."""
+        return self.fingerprint or digest(self.params)
 
 
 def trained(folder: Path, which: str = "latest") -> Trained:
     """The run in this folder at the checkpoint `which`: latest, best, or a step's number."""
-    if not (folder / "model.json").is_file():
-        raise InputError(f"{folder} is not a run's folder (no model.json in it): give the folder that train.py wrote")
-    fields, run = _written(folder, "copy it from where it is whole, or train the run anew")
-    try:
-        model = zoo.parse(fields)
-    except TypeError as problem:
-        raise InputError(f"{folder / 'model.json'} is of another version ({problem}): train it anew") from problem
+    model, run = described(folder)
     saved = Checkpoints(folder / "checkpoints", 1, model.criterion, read_only=True)
     steps = {"latest": saved.manager.latest_step(), "best": saved.best()}
     steps |= {str(step): step for step in saved.manager.all_steps()}
@@ -81,7 +90,29 @@ def trained(folder: Path, which: str = "latest") -> Trained:
     like = abstract(model, Devices(count=1).replicated)
     state = saved.restore(steps[which], like)
     labels = tuple(run["data"]["classes"]) if model.classes else ()
-    return Trained(folder, model, jax.jit(model.weights)(state), steps[which], labels)
+    fingerprint = digest({"params": state.params, "extra": state.extra})
+    return Trained(folder, model, jax.jit(model.weights)(state), steps[which], labels, fingerprint)
+
+
+def described(folder: Path) -> tuple[Model, dict[str, Any]]:
+    """The model of the run in this folder, and what its run.json tells; no checkpoint is looked at."""
+    if not (folder / "model.json").is_file():
+        raise InputError(f"{folder} is not a run's folder (no model.json in it): give the folder that train.py wrote")
+    fields, run = _written(folder, "copy it from where it is whole, or train the run anew")
+    try:
+        return zoo.parse(fields), run
+    except TypeError as problem:
+        raise InputError(f"{folder / 'model.json'} is of another version ({problem}): train it anew") from problem
+
+
+def digest(tree: Any) -> str:
+    """Of a tree of arrays: hex digits of their places, kinds, shapes and bytes."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        leaf = np.asarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        found.update(leaf.tobytes())
+    return found.hexdigest()
 
 
 def _written(folder: Path, remedy: str) -> tuple[dict[str, Any], dict[str, Any]]:

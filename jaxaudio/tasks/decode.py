@@ -11,12 +11,14 @@ import tyro
 
 from jaxaudio.core import Encodes
 from jaxaudio.data import audio, bitstream
+from jaxaudio.data.coder import Codec, has_codes
 from jaxaudio.data.files import found, one_by_one
 from jaxaudio.runtime.folder import Trained
 from jaxaudio.tasks.encode import fingerprint, identity, load
-from jaxaudio.tasks.reconstruct import Codec, has_codes
 
 NEEDS = Encodes
+
+SUFFIXES = frozenset((".jaz", ".npz"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,13 +32,15 @@ class Options:
 def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     """Writes NAME.wav per file: with the same seed what reconstruct makes of the recording. `out` may be the file of
     the only one."""
-    codec, own, cut = Codec(trained.model, trained.params, seed), identity(trained), []
-    of_latents, of_codes = latent(trained, codec, own), coded(trained, codec, fingerprint(own), cut)
+    codec, cut = Codec(trained.model, trained.params, seed), []
+    of_latents, of_codes = latent(trained, codec, identity(trained)), coded(trained, codec, cut)
 
     def decode(path: Path, target: Path) -> str:
+        if path.suffix.lower() not in SUFFIXES:
+            raise audio.Unusable("decode takes .jaz and .npz, which encode writes")
         return (of_codes if path.suffix.lower() == ".jaz" else of_latents)(path, target)
 
-    paths = found(options.files, {".npz", ".jaz"}, "file of codes or latents")
+    paths = found(options.files, SUFFIXES, "file of codes or latents")
     one_by_one(paths, out, ".wav", decode, audio.WRITTEN.keys(), options.force)
     for path, damage in cut:
         print(f"{audio.shown(path)}: {damage}; what comes before is decoded", file=sys.stderr)
@@ -56,18 +60,19 @@ def latent(trained: Trained, codec: Codec, own: dict[str, str]) -> Callable[[Pat
     return decode
 
 
-def coded(trained: Trained, codec: Codec, of: bytes, cut: list[tuple[Path, str]]) -> Callable[[Path, Path], str]:
+def coded(trained: Trained, codec: Codec, cut: list[tuple[Path, str]]) -> Callable[[Path, Path], str]:
     """What decodes codes; files that end too early are added to `cut`."""
     model, able = trained.model, has_codes(trained)
     table = bitstream.tabled(np.asarray(trained.params["usage"])) if able else None
+    of = f"{model.codebooks} codebook{'s' * (model.codebooks > 1)}" if able else ""
 
     def decode(path: Path, target: Path) -> str:
         stream = bitstream.look(path)
         if not able:
             raise audio.Unusable("holds codes, but this model has none: decode it with its own run")
-        header, length = stream.header, checked(stream, codec, of)
+        header, length = stream.header, checked(stream, trained, codec)
         codec.write(target, codec.sound_of(bitstream.codes_of(path, stream, table), length, header.level), length)
-        words = f"{length / header.sample_rate:.2f} s, {header.codebooks} of {model.codebooks} codebooks"
+        words = f"{length / header.sample_rate:.2f} s, {header.codebooks} of {of}"
         if stream.damage:
             cut.append((path, stream.damage))
             words += f" (of {header.length / header.sample_rate:.2f} s: {stream.damage})"
@@ -76,7 +81,7 @@ def coded(trained: Trained, codec: Codec, of: bytes, cut: list[tuple[Path, str]]
     return decode
 
 
-def checked(stream: bitstream.Stream, codec: Codec, of: bytes) -> int:
+def checked(stream: bitstream.Stream, trained: Trained, codec: Codec) -> int:
     """Samples that a stream's blocks tell. Raises `audio.Unusable` where another codec wrote them, or too few."""
     header, model = stream.header, codec.model
     names = ("sample_rate", "channels", "hop", "codebook_size")
@@ -86,8 +91,9 @@ def checked(stream: bitstream.Stream, codec: Codec, of: bytes) -> int:
         each = f"it has {header.codebooks} codebooks, this one {model.codebooks}"
     if each:
         raise audio.Unusable(f"of another model: {each}; decode it with its own run")
-    if header.fingerprint != of:
-        raise audio.Unusable("of another run or checkpoint: its fingerprint differs; see --checkpoint")
+    if header.fingerprint != fingerprint(trained):
+        steps = f"step {header.step} there, step {trained.step} here"
+        raise audio.Unusable(f"of another run or checkpoint: its fingerprint differs ({steps}); see --checkpoint")
     if not stream.damage and stream.frames != codec.frames(header.length):
         wanted = f"{codec.frames(header.length)} as {header.length} samples want"
         raise audio.Unusable(f"damaged: it has {stream.frames} frames, not {wanted}; encode the recording again")

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import struct
@@ -13,17 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
-import jax
 import numpy as np
 import tyro
 
 from jaxaudio import zoo
-from jaxaudio.core import Encodes, InputError, Vocodes
+from jaxaudio.core import Encodes, InputError, Model, Vocodes
 from jaxaudio.data import audio, bitstream
+from jaxaudio.data.coder import Codec
 from jaxaudio.data.files import RECORDINGS, found, one_by_one, regular, said
 from jaxaudio.data.parts import level
 from jaxaudio.runtime.folder import Trained
-from jaxaudio.tasks.reconstruct import Codec, components, kept_codebooks, refuse_fidelity, refuse_rate
+from jaxaudio.tasks.reconstruct import components, kept_codebooks, refuse_fidelity, refuse_rate
 from jaxaudio.tasks.vocode import Vocoder
 
 NEEDS = Encodes | Vocodes
@@ -41,7 +40,7 @@ class Options:
     fidelity: float = 1.0  # share of the latent variance that is kept, by as few leading components as hold it
     kbps: float | None = None  # of codecs: as many codebooks as fit into so many kbit/s before entropy coding
     codebooks: int | None = None  # of codecs: so many leading codebooks; neither: all
-    method: Literal["adaptive", "static", "raw"] = "adaptive"  # of codecs: what codes are written by; raw: as they are
+    method: Literal["adaptive", "static", "raw"] | None = None  # of codecs: what writes codes; none: adaptive
     force: bool = False  # overwrite files that are there already
 
 
@@ -53,7 +52,7 @@ class Encoded(NamedTuple):
     sample_rate: int  # Hz
     level: float  # the peak, of models that hear all at a peak of 1; else 1
     model: str  # its fields, as JSON
-    parameters: str  # their digest
+    parameters: str  # digest of its checkpoint
     step: int  # of the checkpoint
 
 
@@ -63,15 +62,16 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     paths = found(options.files, RECORDINGS, "recording")
     if isinstance(trained.model, Vocodes):
         refuse_fidelity(trained, options.fidelity)
-        refuse_rate(trained, options.kbps, options.codebooks)
+        refuse_rate(trained, kbps=options.kbps, codebooks=options.codebooks, method=options.method)
         suffix, act = ".npy", featured(Vocoder(trained.model, trained.params, seed))
     else:
         codec = Codec(trained.model, trained.params, seed)
         used = kept_codebooks(trained, options.fidelity, options.kbps, options.codebooks)
         if used is None:
+            refuse_rate(trained, method=options.method)
             suffix, act = ".npz", latent(codec, identity(trained), components(trained, options.fidelity))
         else:
-            suffix, act = ".jaz", streamed(codec, fingerprint(identity(trained)), used, options.method)
+            suffix, act = ".jaz", streamed(codec, trained, used, options.method or "adaptive")
     one_by_one(paths, out, suffix, act, {suffix}, options.force)
     return out
 
@@ -100,14 +100,15 @@ def latent(codec: Codec, about: dict[str, Any], kept: int | None) -> Callable[[P
     return encode
 
 
-def streamed(codec: Codec, of: bytes, used: int, method: str) -> Callable[[Path, Path], str]:
+def streamed(codec: Codec, trained: Trained, used: int, method: str) -> Callable[[Path, Path], str]:
     """What writes the codes of a recording, a block at a time."""
     model, table = codec.model, bitstream.tabled(np.asarray(codec.params["usage"]))
+    of = fingerprint(trained), trained.step
 
     def encode(path: Path, target: Path) -> str:
         sound, wrote = codec.survey(path), 0
         about = (sound.sample_rate, sound.channels, sound.frames, model.hop, used, model.codebook_size)
-        header = bitstream.Header(method, of, *about, level(model, sound))
+        header = bitstream.Header(method, *of, *about, level(model, sound))
 
         def write(file: BinaryIO) -> None:
             nonlocal wrote
@@ -116,26 +117,32 @@ def streamed(codec: Codec, of: bytes, used: int, method: str) -> Callable[[Path,
         whole(target, write)
         size, seconds = target.stat().st_size, sound.frames / sound.sample_rate
         saved = 1 - 8 * wrote / (codec.frames(sound.frames) * used * header.bits)
-        rate = f"{size} bytes, {8 * size / seconds / 1000:.3g} kbps, {saved:.1%} saved by entropy coding"
-        return f"{said(sound)}, {used} codebooks, {rate} -> {target.name}"
+        rate = f"{size} bytes, {8 * size / seconds / 1000:.3g} kbps, {bitstream.saving(saved)} by entropy coding"
+        return f"{said(sound)}, {used} codebook{'s' * (used > 1)}, {rate} -> {target.name}"
 
     return encode
 
 
-def fingerprint(about: dict[str, Any]) -> bytes:
-    """8 bytes of `identity`: of the fields and the parameters, not of the step."""
-    return hashlib.sha256(f"{about['model']} {about['parameters']}".encode()).digest()[:8]
+def fingerprint(trained: Trained) -> bytes:
+    """What tells a codec's checkpoint from others: 8 bytes."""
+    return bytes.fromhex(trained.identity[:16])
 
 
 def identity(trained: Trained) -> dict[str, Any]:
-    """What tells a model and its parameters from others: fields of `Encoded`."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(trained.params)[0]:
-        leaf = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-        digest.update(leaf.tobytes())
+    """What tells a model and its checkpoint from others: fields of `Encoded`."""
     fields = json.dumps(zoo.dump(trained.model), sort_keys=True)
-    return {"model": fields, "parameters": digest.hexdigest(), "step": trained.step}
+    return {"model": fields, "parameters": trained.identity, "step": trained.step}
+
+
+def completed(fields: dict[str, Any], model: Model) -> dict[str, Any]:
+    """Fields of such a model that were written by an older version: those that it did not know have their defaults.
+    Raises `audio.Unusable` where this version does not know one."""
+    own = dataclasses.fields(model)
+    unknown = sorted(fields.keys() - {"model", *(field.name for field in own)})
+    if unknown:
+        raise audio.Unusable(f"of another version, whose model has {', '.join(unknown)}: encode the recording again")
+    defaults = {field.name: field.default for field in own if field.default is not dataclasses.MISSING}
+    return json.loads(json.dumps(defaults)) | fields
 
 
 def save(path: Path, encoded: Encoded) -> None:
@@ -165,6 +172,7 @@ def load(path: Path, codec: Codec, own: dict[str, Any], components: int) -> Enco
     """
     encoded = _read(path)
     there, here = json.loads(encoded.model), json.loads(own["model"])
+    there = completed(there, codec.model) if there.get("model") == here["model"] else there
     differing = [name for name in sorted(there | here) if there.get(name) != here.get(name)]
     if differing:
         differing = ["model"] if "model" in differing else differing

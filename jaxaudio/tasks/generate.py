@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxaudio.core import Carry, Composes, Continues, Generates, InputError, Labels, Model, Params, Quantizes
 from jaxaudio.data import audio
+from jaxaudio.data.coder import Codec, known, why_no_codes
 from jaxaudio.data.codes import CodePack, open_codes
 from jaxaudio.data.pack import Pack
 from jaxaudio.data.parts import Head, finite, page
@@ -140,8 +141,6 @@ class Composer(Sampler):
     """A model of codes, its parameters and the codec: the same."""
 
     def __init__(self, trained: Trained, codec: Trained, seed: int):
-        from jaxaudio.tasks.reconstruct import Codec  # not above: it imports this file
-
         super().__init__(trained.model, trained.params)
         self.codec = Codec(codec.model, codec.params, seed)
 
@@ -151,9 +150,7 @@ class Composer(Sampler):
         carry = jax.device_put(carry, self.device)
         for done in range(0, frames, size):
             carry, codes = self.extend(self.params, carry, key, size)
-            codes = np.asarray(codes)[:, : frames - done]
-            finite(np.where(codes < 0, np.nan, 0))
-            yield codes
+            yield known(np.asarray(codes)[:, : frames - done])
 
     def on(self, carry: Carry, key: jax.Array, length: int, before: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """The same; before: codes [n, frames, codebooks] of what was heard, whose sound comes first."""
@@ -209,14 +206,11 @@ def mended(heard: np.ndarray, blocks: Iterable[np.ndarray], fade: int) -> Iterat
 
 def codec_at(where: Path, checkpoint: str) -> Trained:
     """The codec in this folder. Raises InputError where the run there makes no codes."""
-    codec = folder.trained(where, checkpoint)
-    if not isinstance(codec.model, Quantizes):
+    if not isinstance(folder.described(where)[0], Quantizes):  # whatever checkpoints it has
         raise InputError(f"codec is {audio.shown(where)}, which makes no codes: name a codec's run, as of dac:small")
-    silence = jax.ShapeDtypeStruct((1, codec.model.hop, codec.model.channels), np.float32)
-    try:
-        jax.eval_shape(codec.model.codes, codec.params, silence)
-    except InputError as reason:
-        raise InputError(f"codec is {audio.shown(where)}: {reason}") from reason
+    codec = folder.trained(where, checkpoint)
+    if reason := why_no_codes(codec):
+        raise InputError(f"codec is {audio.shown(where)}: {reason}")
     return codec
 
 
@@ -224,16 +218,17 @@ def codec_of(trained: Trained, where: Path | None) -> Trained:
     """The codec whose codes a run has learned, in the folder `where` or, None, where it was then."""
     try:
         about = json.loads((trained.folder / "run.json").read_text())["codec"]
-        known, step, identity = Path(about["folder"]), str(about["step"]), about["fingerprint"]
+        there, step, identity = Path(about["folder"]), str(about["step"]), about["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise InputError(f"run.json in {trained.folder} names no codec ({problem!r}): train it anew") from problem
-    remedy = f"name the run that was {audio.shown(known)} at step {step}, as --codec FOLDER"
+    remedy = f"name the run that was {audio.shown(there)} at step {step}, as --codec FOLDER"
     try:
-        codec = codec_at(where or known, step)
+        codec = codec_at(where or there, step)
     except InputError as reason:
-        raise InputError(f"{trained.folder} wants its codec: {reason}; {remedy}") from reason
+        cause = str(reason).rpartition(": ")[0] or reason  # without its own remedy
+        raise InputError(f"{trained.folder} wants its codec, but {cause}: {remedy}") from reason
     if identity_of(codec) != identity:
-        raise InputError(f"{audio.shown(where or known)} is not the codec that {trained.folder} has learned: {remedy}")
+        raise InputError(f"{audio.shown(where or there)} is not the codec that {trained.folder} has learned: {remedy}")
     return codec
 
 
@@ -243,10 +238,8 @@ def told(codec: Trained) -> dict:
 
 
 def identity_of(codec: Trained) -> str:
-    """What tells a codec from others: hex digits of its fields and parameters."""
-    from jaxaudio.tasks.encode import fingerprint, identity  # not above: it imports this file
-
-    return fingerprint(identity(codec)).hex()
+    """What tells a codec from others, and is in the streams that it writes: 16 hex digits."""
+    return codec.identity[:16]
 
 
 def learning(model: Model, codec: Model) -> Model:
@@ -260,8 +253,6 @@ def learning(model: Model, codec: Model) -> Model:
 
 def coded(pack: Pack, codec: Trained, model: Composes) -> CodePack:
     """The codes of a pack's recordings."""
-    from jaxaudio.tasks.reconstruct import Codec  # not above: it imports this file
-
     coder = Codec(codec.model, codec.params, 0)
     code = lambda wave: np.concatenate(list(coder.codes([wave], len(wave))))
     return open_codes(pack, model, identity_of(codec), code)

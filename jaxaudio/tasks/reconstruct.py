@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from jaxaudio.core import Encodes, InputError, Params, Quantizes, Vocodes
 from jaxaudio.data import audio
 from jaxaudio.data.bitstream import width
+from jaxaudio.data.coder import Codec, has_codes
 from jaxaudio.data.files import RECORDINGS, found, one_by_one, said
-from jaxaudio.data.parts import FADE, Head, Recorder, level, page, through
+from jaxaudio.data.parts import Head, level, page
 from jaxaudio.runtime.folder import Trained
 from jaxaudio.tasks import generate
 from jaxaudio.tasks.vocode import Vocoder
@@ -23,7 +23,6 @@ NEEDS = Encodes | Vocodes
 
 Back = Callable[[Iterable[np.ndarray], int, float], Iterator[np.ndarray]]  # blocks, length, how loud -> sound
 
-PART_SECONDS = 20.0  # of a recording that are processed at once
 MOST_STEPS = 1000  # of a path through the latent space
 SHOWN = 4  # recordings on a sheet
 SHOWCASE_SECONDS = 2.0  # of each recording that a vocoder shows while it learns
@@ -61,7 +60,7 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     return out
 
 
-def coding(trained: Trained, options: Options, seed: int) -> tuple["Codec", Back]:
+def coding(trained: Trained, options: Options, seed: int) -> tuple[Codec, Back]:
     """An autoencoder, and what takes sound through it."""
     if options.fold is not None:
         raise InputError(f"fold is {options.fold:g}, but {trained.folder} is no vocoder: leave --fold away")
@@ -80,7 +79,7 @@ def coding(trained: Trained, options: Options, seed: int) -> tuple["Codec", Back
 def vocoding(trained: Trained, options: Options, seed: int) -> tuple[Vocoder, Back]:
     """The same of a vocoder."""
     refuse_fidelity(trained, options.fidelity)
-    refuse_rate(trained, options.kbps, options.codebooks)
+    refuse_rate(trained, kbps=options.kbps, codebooks=options.codebooks)
     vocoder = Vocoder(trained.model, trained.model.prepared(trained.params), seed, options.fold)
     return vocoder, lambda blocks, length, loud: vocoder.sound(vocoder.features(blocks, length), length, loud)
 
@@ -91,29 +90,18 @@ def refuse_fidelity(trained: Trained, fidelity: float) -> None:
         raise InputError(f"fidelity is {fidelity}, but {trained.folder} has no latent space: leave --fidelity away")
 
 
-def refuse_rate(trained: Trained, kbps: float | None, codebooks: int | None) -> None:
-    """Raises InputError where a model without codes is asked for some of them."""
-    for name, asked in (("kbps", kbps), ("codebooks", codebooks)):
+def refuse_rate(trained: Trained, **options: float | int | str | None) -> None:
+    """Raises InputError where a model without codes is asked for what is about them: one of these is not None."""
+    for name, asked in options.items():
         if asked is not None:
-            raise InputError(f"{name} is {asked:g}, but {trained.folder} has no codes: leave --{name} away")
-
-
-def has_codes(trained: Trained) -> bool:
-    """Whether the model turns sound into codes; a codec may also have a continuous latent."""
-    model = trained.model
-    if not isinstance(model, Quantizes):
-        return False
-    try:
-        jax.eval_shape(model.codes, trained.params, jax.ShapeDtypeStruct((1, model.hop, model.channels), jnp.float32))
-    except InputError:
-        return False
-    return True
+            said = asked if isinstance(asked, str) else f"{asked:g}"
+            raise InputError(f"{name} is {said}, but {trained.folder} has no codes: leave --{name} away")
 
 
 def kept_codebooks(trained: Trained, fidelity: float, kbps: float | None, codebooks: int | None) -> int | None:
     """How many leading codebooks of a codec are used; None where the model has no codes. Raises InputError."""
     if not has_codes(trained):
-        refuse_rate(trained, kbps, codebooks)
+        refuse_rate(trained, kbps=kbps, codebooks=codebooks)
         return None
     model, where = trained.model, trained.folder
     if fidelity != 1:
@@ -188,55 +176,6 @@ def leading(spread: np.ndarray, fidelity: float) -> int:
         raise InputError(f"fidelity is {fidelity}: it is a share of the variance, above 0 and at most 1")
     held = np.cumsum(spread, dtype=np.float64)
     return min(int(np.searchsorted(held, fidelity * held[-1])) + 1, len(spread))
-
-
-class Codec(Recorder):
-    """A model that encodes and its parameters, for recordings of any length, in parts: beyond the end of a recording
-    are zeros, beyond the end of latents and codes their last frame."""
-
-    def __init__(self, model: Encodes, params: Params, seed: int):
-        super().__init__(model)
-        self.params, self.key = params, jax.random.key(seed)
-        self.encode, self.decode = jax.jit(model.encode), jax.jit(model.decode)
-        if isinstance(model, Quantizes):
-            tell = lambda params, codes, key, first: model.decode(params, model.frames_of(params, codes), key, first)
-            self.quantize, self.tell = jax.jit(model.codes), jax.jit(tell)
-        self.most = max(-(-round(PART_SECONDS * model.sample_rate) // model.hop), 4 * (2 * model.reach + FADE))
-
-    def frames(self, length: int) -> int:
-        """Latent frames of so many samples: the last ones are for what comes out late."""
-        return -(-(length + self.model.delay) // self.model.hop)
-
-    def latents(self, blocks: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
-        """The latent frames [some, n] of sound that comes in blocks [some, channels], `length` samples in all."""
-        encode, rows = lambda start, part: self.encode(self.params, part), (self.model.hop, 1)
-        return through(encode, blocks, self.frames(length), rows, self.most, self.model.reach, "constant")
-
-    def codes(self, blocks: Iterable[np.ndarray], length: int, used: int | None = None) -> Iterator[np.ndarray]:
-        """The codes [some, codebooks] of such sound, those of the `used` leading codebooks."""
-        quantize, rows = lambda start, part: self.quantize(self.params, part), (self.model.hop, 1)
-        parts = through(quantize, blocks, self.frames(length), rows, self.most, self.model.reach, "constant", fade=0)
-        return (part[:, :used] for part in parts)
-
-    def sound(self, latents: Iterable[np.ndarray], length: int, loud: float) -> Iterator[np.ndarray]:
-        """The sound of latent frames [some, n], in time with what was encoded, times `loud`."""
-        return self.back(self.decode, latents, length, loud)
-
-    def sound_of(self, codes: Iterable[np.ndarray], length: int, loud: float) -> Iterator[np.ndarray]:
-        """The same of codes [some, codebooks]."""
-        return self.back(self.tell, codes, length, loud)
-
-    def back(
-        self, program: Callable[..., jax.Array], frames: Iterable[np.ndarray], length: int, loud: float
-    ) -> Iterator[np.ndarray]:
-        """The sound that `program` makes of frames."""
-        decode, rows = lambda start, part: program(self.params, part, self.key, start), (1, self.model.hop)
-        late, left = self.model.delay, length
-        for block in through(decode, frames, self.frames(length), rows, self.most, self.model.reach, "edge"):
-            wave = block[min(late, len(block)) :][:left]
-            late, left = max(0, late - len(block)), left - len(wave)
-            if len(wave):
-                yield wave * np.float32(loud)
 
 
 def variations(codec: Codec, path: Sequence[tuple[str, np.ndarray, float]], length: int, out: Path) -> None:

@@ -5,9 +5,9 @@ Evans et al.: Stable Audio Open, 2024 (arXiv 2407.14358), preset `oobleck`. Repr
 factorised residual quantiser with its dropout, the critics by periods and by bands of complex spectra, all losses and
 weights, the two optimisers; of Oobleck both networks, its bottleneck, EnCodec's critic with the hinge, the spectral
 distance of sum, difference and both channels. Departs: which examples the dropout hits is drawn, not the first half of
-the batch; a layer of odd stride gives as many samples as it should (the original loses its last); critics' biases start
-at 0; recordings are neither brought to one loudness nor turned in phase. Oobleck's spectra are not A-weighted, its
-rates do not fall, and each of its steps trains both networks. Beyond the paper: averaged codebooks (EnCodec's), scalar
+the batch; a layer of odd stride gives as many samples as it should (the original loses its last); all biases start at
+0; recordings are neither brought to one loudness nor turned in phase. Oobleck's spectra are not A-weighted, its rates
+do not fall, and each of its steps trains both networks. Beyond the paper: averaged codebooks (EnCodec's), scalar
 quantisation, a causal variant that streams, and the principal components of the latent frames.
 
     python train.py dac:small --data FOLDER
@@ -186,6 +186,10 @@ class DAC(Quantizes, Streams):
         longest = max((*self.mel_windows, *self.windows))
         if self.segment <= longest // 2:
             raise InputError(f"segment is {self.segment}: windows of {longest} samples mirror half of theirs; lengthen")
+        if self.critic == "encodec" and self.segment < max(self.windows, default=0):
+            raise InputError(
+                f"segment is {self.segment}: EnCodec's critics see whole windows of {self.windows}; lengthen"
+            )
         if self.bottleneck == "scalar" and (
             min(self.levels, default=0) < 2
             or math.prod(self.levels) != self.codebook_size
@@ -201,6 +205,8 @@ class DAC(Quantizes, Streams):
             raise InputError(
                 f"dilations is {self.dilations} and period_widths {self.period_widths}: at least one, of 1 or more"
             )
+        if not self.rate_decay:
+            raise InputError("rate_decay is 0: the factor by which the rates fall at each step is above 0")
         for name in ("quantizer_dropout", "rate_decay", "codebook_decay", "decay"):
             value, whole = getattr(self, name), name in ("quantizer_dropout", "rate_decay")
             if not 0 <= value <= 1 or (value == 1 and not whole):
@@ -343,7 +349,8 @@ class DAC(Quantizes, Streams):
             return Coded(apply(latent, method="decode"), z, given.mean, None, losses)
         found = apply(z, chance, shard, method="quantise")
         losses = {"commitment": found.commitment, "codebook": found.codebook}
-        return Coded(apply(found.latent, method="decode"), z, found.latent, found.codes, losses)
+        whole = jax.lax.stop_gradient(apply(found.codes, method="restored"))
+        return Coded(apply(found.latent, method="decode"), z, whole, found.codes, losses)
 
     def kept(self, keys) -> Int[Array, "batch"]:
         """How many codebooks count in each example: all, or 1 and more by chance."""
@@ -453,7 +460,7 @@ class Coded(NamedTuple):
 
     sound: Wave
     encoded: Latent  # what the encoder gave
-    latent: Latent  # what its codes tell, or the posterior means
+    latent: Latent  # what all its codes tell, or the posterior means
     codes: Codes | None
     losses: Metrics  # of the bottleneck, each [batch]
 

@@ -98,7 +98,7 @@ def test_mono_is_repeated_and_two_channels_become_their_mean(tmp_path):
 
 def test_other_channel_counts_are_refused_by_number(tmp_path):
     path = save(tmp_path / "6.wav", noise(4000, 6))
-    assert "6 channels, wanted 1" in refusal(path, 1)
+    assert "6 channels, wanted 1: only 1 to many and 2 to 1 are converted, mix it to 1 first" in refusal(path, 1)
     assert "6 channels, wanted 2" in refusal(path, 2)
     assert audio.read(path, RATE, 6).shape == (4000, 6)
 

@@ -289,7 +289,9 @@ def test_wrong_codecs_are_refused_in_one_line(codec, composer, maker, recordings
         (train.main, ("tokengru:tiny", "--codec", codec, "--model.segment", 40, *where), "--model.segment 32"),
         (train.main, ("tokengru:tiny", "--codec", codec, "--gather", "device", *where), "leave --gather away"),
         (train.main, ("tokengru:tiny", "--codec", codec, "--codec-checkpoint", 9, *where), "no checkpoint '9'"),
-        (sample.main, ("generate", composer, "--codec", maker), "name the run that was"),
+        (sample.main, ("generate", composer, "--codec", maker), f"{maker}, which makes no codes: name the run"),
+        (sample.main, ("generate", composer, "--codec", composer), f"{composer}, which makes no codes: name the run"),
+        (sample.main, ("generate", composer, "--codec", tmp_path), "(no model.json in it): name the run that was"),
         (sample.main, ("generate", maker, "--codec", codec), "makes no codes: leave --codec away"),
         (sample.main, ("reconstruct", composer, tmp_path), "can't reconstruct: it can continue, generate"),
     ):
@@ -307,7 +309,8 @@ def test_a_run_goes_on_with_its_own_codec_alone(learn, codec, composer, recordin
     code, _, err = run(train.main, *words, "--steps", 3, "--codec", other, capsys=capsys)
     assert code == 2
     there, here = (generate.identity_of(trained(folder)) for folder in (codec, other))
-    assert f"holds another run: codec is {there} there and {here} here" in err
+    assert f"holds another run: codec is {there} there and {here} here; give --codec {codec} --codec-check" in err
+    assert "--codec-checkpoint 2, or another --out" in err
     code, out, err = run(train.main, *words, "--steps", 3, "--codec", codec, capsys=capsys)
     assert code == 0, err
     assert "continues at step 2" in out
@@ -315,6 +318,7 @@ def test_a_run_goes_on_with_its_own_codec_alone(learn, codec, composer, recordin
 
 def test_a_codec_with_a_continuous_latent_is_refused(tmp_path, monkeypatch):
     continuous = dataclasses.replace(zoo.load("dac:tiny"), bottleneck="vae")
+    monkeypatch.setattr(folder, "described", lambda where: (continuous, {}))
     monkeypatch.setattr(folder, "trained", lambda where, which: folder.Trained(where, continuous, {}, 1, ()))
     with pytest.raises(InputError, match=f"codec is {tmp_path}: bottleneck is vae: its latent is continuous"):
         generate.codec_at(tmp_path, "latest")

@@ -10,7 +10,7 @@ import pytest
 
 from jaxaudio import zoo
 from jaxaudio.core import InputError
-from jaxaudio.data import audio, bitstream
+from jaxaudio.data import audio, bitstream, coder
 from jaxaudio.tasks import decode, encode, reconstruct
 from tests.still import steps
 from tests.toy import sound, toy
@@ -21,7 +21,7 @@ MIXING = {"around": 0.25, "offset": 0.125, "hiss": 0.2}
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Parts and blocks of 38 frames."""
-    monkeypatch.setattr(reconstruct, "PART_SECONDS", 0.3)
+    monkeypatch.setattr(coder, "PART_SECONDS", 0.3)
     monkeypatch.setattr(bitstream, "BLOCK_SECONDS", 0.304)
 
 
@@ -59,7 +59,7 @@ def test_codes_of_parts_are_those_of_the_whole_and_none_is_lost_on_the_way(tmp_p
     np.testing.assert_array_equal(result, whole)
     assert found.header.length == length
     for most in (1, 100, 999):
-        codec = reconstruct.Codec(given.model, given.params, 3)
+        codec = coder.Codec(given.model, given.params, 3)
         codec.most = max(most, 4 * (2 * given.model.reach + 1))
         np.testing.assert_array_equal(np.concatenate(list(codec.codes([wave], length))), whole)
 
@@ -68,7 +68,7 @@ def test_codes_of_parts_are_those_of_the_whole_and_none_is_lost_on_the_way(tmp_p
 def test_codes_of_a_network_do_not_depend_on_the_parts(name, fields):
     model = dataclasses.replace(zoo.load(name), **fields)
     params = jax.jit(lambda key: model.weights(model.init(key, model.measure([]))))(jax.random.key(0))
-    codec, length = reconstruct.Codec(model, params, 0), 200 * model.hop + 5
+    codec, length = coder.Codec(model, params, 0), 200 * model.hop + 5
     wave, seen = sound(length, model.channels), []
     for most in (1000, 4 * (2 * model.reach + 1), 97):
         codec.most = most
@@ -81,7 +81,7 @@ def test_codes_of_a_network_do_not_depend_on_the_parts(name, fields):
 def test_latents_of_a_network_do_not_depend_on_the_parts():
     model = zoo.load("rave:tiny")
     params = jax.jit(lambda key: model.weights(model.init(key, model.measure([]))))(jax.random.key(0))
-    codec, length = reconstruct.Codec(model, params, 0), 90 * model.hop + 5
+    codec, length = coder.Codec(model, params, 0), 90 * model.hop + 5
     wave, seen = sound(length, model.channels), []
     for most in (128, 4 * (2 * model.reach + 1)):
         codec.most = most
@@ -91,7 +91,7 @@ def test_latents_of_a_network_do_not_depend_on_the_parts():
 
 def test_no_more_of_a_long_recording_is_read_than_its_codes_need(tmp_path):
     given, read = steps(tmp_path, **MIXING), 0
-    codec = reconstruct.Codec(given.model, given.params, 3)
+    codec = coder.Codec(given.model, given.params, 3)
 
     def recording():
         nonlocal read
@@ -133,14 +133,14 @@ def test_the_sound_of_a_stream_is_what_its_codes_tell(tmp_path):
 def test_the_rate_chooses_the_codebooks_and_the_row_says_what_it_took(tmp_path, capsys):
     given = steps(tmp_path)  # 125 frames per second and 4 bits: 0.5 kbps a codebook
     audio.write(tmp_path / "a.wav", sound(2000), 1000)
-    for words, used in (({}, 3), ({"kbps": 0.5}, 1), ({"kbps": 1.49}, 2), ({"kbps": 1.5}, 3), ({"kbps": 1e9}, 3)):
+    for words, used in (({}, 3), ({"kbps": 0.99}, 1), ({"kbps": 1.49}, 2), ({"kbps": 1.5}, 3), ({"kbps": 1e9}, 3)):
         encoded(given, [tmp_path / "a.wav"], tmp_path, force=True, **words)
         size = (tmp_path / "a.jaz").stat().st_size
         assert bitstream.look(tmp_path / "a.jaz").header.codebooks == used
         row = capsys.readouterr().out.splitlines()[0]
-        assert f"2.00 s, {used} codebooks, {size} bytes, {8 * size / 2000:.3g} kbps, " in row
+        assert f"2.00 s, {used} codebook{'s' * (used > 1)}, {size} bytes, {8 * size / 2000:.3g} kbps, " in row
     encoded(given, [tmp_path / "a.wav"], tmp_path, force=True, method="raw")
-    assert ", 0.0% saved by entropy coding -> a.jaz" in capsys.readouterr().out
+    assert " kbps, no saving by entropy coding -> a.jaz" in capsys.readouterr().out
     for words, rule in (
         ({"kbps": 0.49}, "kbps is 0.49: a codebook of .* takes 0.5; ask for that at least"),
         ({"kbps": float("nan")}, "kbps is nan"),
@@ -160,8 +160,9 @@ def test_a_model_without_codes_writes_latents_and_has_no_rate(tmp_path):
     for given in (toy(tmp_path), steps(tmp_path, continuous=True)):
         encoded(given, [tmp_path / "a.wav"], tmp_path, force=True)
         assert (tmp_path / "a.npz").exists()
-        for words in ({"kbps": 4.0}, {"codebooks": 1}):
-            with pytest.raises(InputError, match=f"{next(iter(words))} is .*, but .* has no codes: leave --"):
+        for words in ({"kbps": 4.0}, {"codebooks": 1}, {"method": "raw"}, {"method": "adaptive"}):
+            ((name, value),) = words.items()
+            with pytest.raises(InputError, match=f"{name} is {value:{'g' * (name == 'kbps')}}, but .* has no codes: "):
                 encoded(given, [tmp_path / "a.wav"], tmp_path, force=True, **words)
     encoded(steps(tmp_path), [tmp_path / "a.wav"], tmp_path)
     with pytest.raises(InputError, match="holds codes, but this model has none: decode it with its own run"):
@@ -193,12 +194,35 @@ def test_a_stream_of_another_codec_is_refused_by_what_differs(file):
         ({"channels": 2}, "channels is 1 there and 2 here"),
         ({"codebook_size": 8}, "codebook_size is 16 there and 8 here"),
         ({"codebooks": 2}, "it has 3 codebooks, this one 2"),
-        ({"around": 0.5}, "of another run or checkpoint: its fingerprint differs; see --checkpoint"),
     ):
         assert words in refusal(other(**fields), path)
     params = {"usage": given.params["usage"] + 1}
-    assert "its fingerprint differs" in refusal(given._replace(params=params, step=7), path)
+    words = "of another run or checkpoint: its fingerprint differs (step 2 there, step 7 here); see --checkpoint"
+    assert words in refusal(given._replace(params=params, step=7), path)
     decoded(given._replace(step=7), [path], path.parent)  # the same parameters are the same codec
+
+
+def test_a_stream_is_of_what_was_saved_and_not_of_how_a_machine_rounds(tmp_path):
+    given, made = steps(tmp_path), {}
+    saved = given._replace(params=given.params | {"folded": np.float32(1.3)}, fingerprint="5a" * 32)
+    rounded = saved._replace(params=saved.params | {"folded": np.nextafter(np.float32(1.3), np.float32(2))})
+    audio.write(tmp_path / "a.wav", sound(1000), 1000)
+    for name, of in (("codes", saved), ("same", rounded)):
+        made[name] = encoded(of, [tmp_path / "a.wav"], tmp_path / name) / "a.jaz"
+    assert made["codes"].read_bytes() == made["same"].read_bytes()
+    decoded(rounded, [made["codes"]], tmp_path / "new")
+    assert "its fingerprint differs" in refusal(saved._replace(fingerprint="5b" * 32), made["same"])
+
+
+def test_codes_that_are_none_are_not_written_and_what_to_do_is_said(tmp_path):
+    given = steps(tmp_path, offset=float("nan"))
+    audio.write(tmp_path / "a.wav", sound(1000), 1000)
+    for method in bitstream.METHODS:
+        with pytest.raises(InputError, match="a.wav: what the model makes is not finite: name an earlier --checkpoint"):
+            encoded(given, [tmp_path / "a.wav"], tmp_path / "codes", method=method)
+    with pytest.raises(InputError, match="a.wav: what the model makes is not finite: name an earlier --checkpoint"):
+        reconstruct.perform(given, reconstruct.Options(files=(tmp_path / "a.wav",)), 3, tmp_path / "codes")
+    assert not any((tmp_path / "codes").rglob("*"))
 
 
 def test_a_stream_that_is_cut_off_is_decoded_up_to_there_and_that_is_said(file, tmp_path, capsys):

@@ -10,8 +10,8 @@ import soundfile
 
 import sample
 from jaxaudio.core import InputError
-from jaxaudio.data import audio
-from jaxaudio.tasks import generate, reconstruct
+from jaxaudio.data import audio, coder
+from jaxaudio.tasks import generate
 from tests.coded import composed, decoded
 from tests.commands import run
 from tests.still import PARAMS, Walk, run_of
@@ -213,7 +213,7 @@ def test_going_on_in_blocks_is_going_on(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("fields", [{}, {"delay": 3}, {"gain": "peak"}], ids=str)
 def test_codes_go_on_from_a_recording_and_their_sound_is_joined_to_it(tmp_path, monkeypatch, fields):
-    monkeypatch.setattr(reconstruct, "PART_SECONDS", 0.2)
+    monkeypatch.setattr(coder, "PART_SECONDS", 0.2)
     given, codec = composed(tmp_path, monkeypatch, **fields)
     wave = sound(803, level=0.2)
     audio.write(tmp_path / "a.wav", wave, 1000)

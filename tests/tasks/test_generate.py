@@ -10,9 +10,10 @@ import soundfile
 
 import sample
 from jaxaudio.core import InputError
+from jaxaudio.data import coder
 from jaxaudio.runtime.folder import trained
-from jaxaudio.tasks import generate, reconstruct
-from tests.coded import Sampled, composed, decoded
+from jaxaudio.tasks import generate
+from tests.coded import composed, decoded
 from tests.commands import run
 from tests.still import PARAMS, Walk, run_of
 from tests.toy import toy
@@ -177,7 +178,7 @@ def test_a_trained_model_refuses_what_it_can_not_do_in_one_line(singer, maker, t
 @pytest.mark.parametrize("fields", [{}, {"delay": 3}], ids=str)
 def test_codes_become_sound_of_any_length_in_parts_as_at_once(tmp_path, monkeypatch, fields):
     monkeypatch.setattr(generate, "BLOCK_SECONDS", 0.1)
-    monkeypatch.setattr(reconstruct, "PART_SECONDS", 0.2)
+    monkeypatch.setattr(coder, "PART_SECONDS", 0.2)
     given, codec = composed(tmp_path, monkeypatch, labels=("a", "b"), **fields)
     waves = made(given, tmp_path / "out", n=3, seconds=1.205)
     key = jax.random.fold_in(jax.random.key(3), 0)
@@ -192,7 +193,7 @@ def test_codes_become_sound_of_any_length_in_parts_as_at_once(tmp_path, monkeypa
 
 def test_codes_of_many_sounds_are_held_for_a_part_and_no_longer(tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "BLOCK_SECONDS", 0.1)
-    monkeypatch.setattr(reconstruct, "PART_SECONDS", 0.2)
+    monkeypatch.setattr(coder, "PART_SECONDS", 0.2)
     given, codec = composed(tmp_path, monkeypatch)
     sampler, drawn = generate.Composer(given, codec, 0), 0
     extend = sampler.extend
@@ -224,13 +225,13 @@ def test_another_codec_is_refused_and_what_to_name_is_told(tmp_path, monkeypatch
     given, codec = composed(tmp_path, monkeypatch)
     assert generate.codec_of(given, None).folder == tmp_path / "codec"
     assert generate.codec_of(given, tmp_path / "moved").folder == tmp_path / "moved"
-    for other in (codec._replace(params={"loud": np.float32(2)}), codec._replace(model=Sampled(around=0.2))):
+    for other in (codec._replace(params={"loud": np.float32(2)}), codec._replace(fingerprint="5" * 64)):
         monkeypatch.setattr(generate, "codec_at", lambda where, step, other=other: other)
         rule = f"elsewhere is not the codec that .* has learned: name the run that was {tmp_path}/codec at step 7, as"
         with pytest.raises(InputError, match=rule):
             made(given, tmp_path / "out", codec=tmp_path / "elsewhere")
     monkeypatch.undo()
-    with pytest.raises(InputError, match=r"wants its codec: .*codec is not a run's folder .* as --codec FOLDER"):
+    with pytest.raises(InputError, match=r"its codec, but .*codec is not a run's folder \(no m.*\): name the run"):
         made(given, tmp_path / "out")
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(InputError, match="names no codec .*: train it anew"):

@@ -2,14 +2,18 @@
 
 import dataclasses
 import errno
+import json
 import os
 
+import jax
 import numpy as np
 import pytest
 
 import sample
 from jaxaudio.core import InputError
 from jaxaudio.data import audio
+from jaxaudio.data import coder as through
+from jaxaudio.runtime import folder
 from jaxaudio.runtime.folder import trained
 from jaxaudio.tasks import decode, encode, reconstruct
 from tests.commands import run
@@ -43,7 +47,7 @@ def test_decoding_what_was_encoded_is_reconstructing_bit_for_bit(coder, tmp_path
 
 @pytest.mark.parametrize("gain", ["none", "peak"])
 def test_parts_noise_and_level_survive_the_file(tmp_path, monkeypatch, gain):
-    monkeypatch.setattr(reconstruct, "PART_SECONDS", 0.3)
+    monkeypatch.setattr(through, "PART_SECONDS", 0.3)
     given = toy(tmp_path, **MIXING, delay=3, gain=gain)
     audio.write(tmp_path / "a.wav", sound(1000), 1000)
     encoded(given, [tmp_path / "a.wav"], tmp_path)
@@ -104,6 +108,35 @@ def test_latents_of_another_checkpoint_are_refused_by_its_step(file):
     decoded(given._replace(step=7), [path], path.parent)  # the same parameters are the same model
 
 
+def test_latents_are_of_what_was_saved_and_not_of_how_a_machine_rounds(coder):
+    there = trained(coder)
+    nudged = jax.tree.map(lambda x: np.nextafter(x, np.float32(9)), jax.tree.map(np.asarray, there.params))
+    rounded = there._replace(params=nudged)
+    assert folder.digest(rounded.params) != folder.digest(there.params)
+    assert encode.identity(rounded) == encode.identity(there)
+    assert len(there.fingerprint) == 64
+    saved = {"params": {"net": np.float32(1)}, "extra": {"mean": np.zeros(2, np.float32)}}
+    others = [
+        *({**saved, "params": {"net": np.nextafter(np.float32(1), np.float32(2))}},),
+        *({**saved, "extra": {"mean": np.zeros((2, 1), np.float32)}}, {**saved, "extra": {"mean": np.zeros(2, int)}}),
+        *({**saved, "extra": {"other": np.zeros(2, np.float32)}}, {**saved, "extra": {"mean": np.zeros(1, int)}}),
+    ]
+    assert len({folder.digest(tree) for tree in (saved, *others)}) == 6
+
+
+def test_a_field_that_a_later_version_added_counts_with_its_default(file, tmp_path):
+    given, path = file
+    with np.load(path) as fields:
+        about = json.loads(fields["model"].item())
+    older = {name: value for name, value in about.items() if name != "past"}
+    decoded(given, [altered(path, model=json.dumps(older))], tmp_path / "new")
+    mixes = given._replace(model=dataclasses.replace(given.model, past=0.5))
+    assert "past is 0.0 there and 0.5 here" in refusal(mixes, altered(path, model=json.dumps(older)))
+    newer = altered(path, model=json.dumps({**about, "later": 1}))
+    assert "of another version, whose model has later: encode the recording again" in refusal(given, newer)
+    assert "model is rave there and toy here" in refusal(given, altered(path, model=json.dumps({"model": "rave"})))
+
+
 def test_latents_of_a_wrong_shape_or_content_are_refused(file):
     given, path = file
     frames = np.zeros((50, 8), np.float32)
@@ -125,7 +158,7 @@ def test_a_damaged_file_of_latents_gives_one_line_and_the_others_go_on(file, tmp
     given, path = file
     content, rng = path.read_bytes(), np.random.default_rng(0)
     bad = tmp_path / "bad.npz"
-    codec, own = reconstruct.Codec(given.model, given.params, 0), encode.identity(given)
+    codec, own = through.Codec(given.model, given.params, 0), encode.identity(given)
     reasons = []
     for _ in range(200):
         damaged = bytearray(content[: rng.integers(len(content))] if rng.random() < 0.3 else content)
@@ -141,7 +174,8 @@ def test_a_damaged_file_of_latents_gives_one_line_and_the_others_go_on(file, tmp
     bad.write_bytes(content[:100])
     decoded(given, [bad, path, tmp_path / "none.npz", tmp_path / "a.wav"], tmp_path / "new")
     out = capsys.readouterr().out
-    assert out.count("left out: damaged") == 2
+    assert out.count("left out: damaged") == 1
+    assert "a.wav  left out: decode takes .jaz and .npz, which encode writes" in out
     assert "left out: No such file or directory" in out
     assert [found.name for found in (tmp_path / "new").iterdir()] == ["a.wav"]
 
@@ -214,6 +248,15 @@ def test_out_may_be_the_file_of_the_only_result(file, tmp_path):
         decoded(given, [path, tmp_path / "deep" / "x.npz"], tmp_path / "z.wav")
     (tmp_path / "z.wav").mkdir()
     decoded(given, [path], tmp_path / "z.wav")
+    for act, name, words in (
+        *((encoded, "b.jaz", "end it in .npz, or make that folder"), (encoded, "a.wav", "end it in .npz, or name")),
+        (decoded, "d.mp3", "end it in .flac or .oga or .ogg or .wav, or make that folder first"),
+    ):
+        source = tmp_path / "a.wav" if act is encoded else path
+        with pytest.raises(InputError, match=f"out is .*{name}, .* that is there: {words}"):
+            act(given, [source], tmp_path / name)
+    encoded(given, [tmp_path / "a.wav"], tmp_path / "fidelity0.5")
+    assert (tmp_path / "fidelity0.5" / "a.npz").exists()
     assert (tmp_path / "z.wav" / "a.wav").exists()
 
 

@@ -9,6 +9,7 @@ import soundfile
 import sample
 from jaxaudio.core import InputError
 from jaxaudio.data import audio, parts
+from jaxaudio.data import coder as through
 from jaxaudio.runtime.folder import trained as trained_run
 from jaxaudio.tasks import reconstruct
 from tests.commands import run
@@ -39,9 +40,9 @@ def at_once(trained, wave, seed=3, components=None):
 @pytest.mark.parametrize("length", [401, 408, 409, 1000, 1337])
 @pytest.mark.parametrize("fields", [{}, {"delay": 13}, {"channels": 2, "delay": 3}], ids=str)
 def test_parts_are_the_whole_and_so_is_their_noise(tmp_path, monkeypatch, fields, length):
-    monkeypatch.setattr(reconstruct, "PART_SECONDS", 0.3)
+    monkeypatch.setattr(through, "PART_SECONDS", 0.3)
     trained = toy(tmp_path, **MIXING, **fields)
-    codec, wave = reconstruct.Codec(trained.model, trained.params, 3), sound(length, trained.model.channels)
+    codec, wave = through.Codec(trained.model, trained.params, 3), sound(length, trained.model.channels)
     assert codec.frames(length) > codec.most, "else there is one part"
     latents = codec.latents(in_blocks(wave, np.random.default_rng(length)), length)
     parts = np.concatenate(list(codec.sound(latents, length, 1.0)))
@@ -51,7 +52,7 @@ def test_parts_are_the_whole_and_so_is_their_noise(tmp_path, monkeypatch, fields
 
 def test_short_recordings_share_a_few_compilations_and_are_the_whole(tmp_path):
     trained = toy(tmp_path, **MIXING)
-    codec = reconstruct.Codec(trained.model, trained.params, 3)
+    codec = through.Codec(trained.model, trained.params, 3)
     for length in (1, 9, 32, 33, 63, 100, 250):
         wave = sound(length)
         result = np.concatenate(list(codec.sound(codec.latents([wave], length), length, 1.0)))
@@ -61,9 +62,9 @@ def test_short_recordings_share_a_few_compilations_and_are_the_whole(tmp_path):
 
 
 def test_no_more_of_a_long_recording_is_read_than_a_part_needs(tmp_path, monkeypatch):
-    monkeypatch.setattr(reconstruct, "PART_SECONDS", 0.3)
+    monkeypatch.setattr(through, "PART_SECONDS", 0.3)
     trained, read = toy(tmp_path, **MIXING), 0
-    codec = reconstruct.Codec(trained.model, trained.params, 3)
+    codec = through.Codec(trained.model, trained.params, 3)
 
     def recording():
         nonlocal read
@@ -101,7 +102,7 @@ def test_what_a_model_keeps_comes_back_bit_for_bit_in_time_and_as_loud(tmp_path,
 def test_a_model_of_gain_peak_hears_a_peak_of_one(tmp_path):
     trained = toy(tmp_path, gain="peak")
     audio.write(tmp_path / "a.wav", sound(400), 1000)
-    codec = reconstruct.Codec(trained.model, trained.params, 0)
+    codec = through.Codec(trained.model, trained.params, 0)
     heard = np.concatenate(list(codec.blocks(codec.survey(tmp_path / "a.wav"))))
     assert np.abs(heard).max() == pytest.approx(1)
 
@@ -159,8 +160,8 @@ def test_silence_clipping_noise_and_one_sample_give_finite_sound(which, tmp_path
 
 def test_a_trained_codec_gives_in_parts_what_it_gives_at_once(coder, tmp_path, monkeypatch):
     trained = trained_run(coder)
-    monkeypatch.setattr(reconstruct, "PART_SECONDS", 0.01)
-    codec = reconstruct.Codec(trained.model, trained.params, 3)
+    monkeypatch.setattr(through, "PART_SECONDS", 0.01)
+    codec = through.Codec(trained.model, trained.params, 3)
     wave = sound(3 * codec.most * trained.model.hop + 5)
     parts = np.concatenate(list(codec.sound(codec.latents([wave], len(wave)), len(wave), 1.0)))
     whole = at_once(trained, wave)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxaudio import zoo
 from jaxaudio.core import Batch, InputError, Shard
 from jaxaudio.nn.quantize import follow, start
 from jaxaudio.runtime.parallel import Devices
-from jaxaudio.vae.dac import DAC, Autoencoder
+from jaxaudio.vae.dac import DAC, Autoencoder, replay
 from tests.commands import run
 
 TINY = zoo.load("dac:tiny")
@@ -90,11 +90,12 @@ def test_losses_and_gradients_equal_pytorchs(causal):
     given = {"tables": {}, "wave": wave, "chance": jnp.asarray(kept), "shard": Shard()}
     coded = lambda params: model.coded(params, **given)
     first = lambda params: model.critic_loss(params, real=wave, fake=made)
-    second = lambda params: model.autoencoder_loss(
+    second = lambda params, coded: model.autoencoder_loss(
         params, coded=coded, critic=state.params["critic"], wave=wave, state=state
     )
     update = lambda loss, params: jax.value_and_grad(loss, has_aux=True)(params)
-    ours = jax.jit(lambda p: (update(second, p["autoencoder"]), update(first, p["critic"])))
+    shared = lambda params: partial(second, coded=replay(*jax.vjp(coded, params)))
+    ours = jax.jit(lambda p: (update(shared(p["autoencoder"]), p["autoencoder"]), update(first, p["critic"])))
     updates = jax.device_get(ours(state.params))
     net, critic = peer.Autoencoder(model), peer.Critic(model)
     signal, theirs = torch.tensor(np.asarray(wave)).mT, torch.tensor(np.asarray(made)).mT
@@ -240,6 +241,8 @@ def test_usage_counts_the_codes_of_the_batch_and_moments_follow_their_latent():
     codes = np.asarray(jax.jit(TINY.codes)(jax.jit(TINY.weights)(state), wave))
     counts = [np.bincount(codes[..., i].ravel(), minlength=TINY.codebook_size) for i in range(TINY.codebooks)]
     np.testing.assert_allclose(after.extra["usage"], counts, atol=1e-3)
+    told = weights(TINY)["principal"].restore(jax.jit(TINY.frames_of)(weights(TINY), codes))  # dropout left out some
+    np.testing.assert_allclose(after.extra["moments"]["mean"], 0.9 * told.mean((0, 1)), atol=1e-5)
     again, _ = trained_by(TINY, after, seed=1)
     assert again.extra["usage"].sum() == pytest.approx(1.999 * codes.size, rel=1e-4)
     np.testing.assert_array_equal(jax.jit(TINY.weights)(after)["usage"], after.extra["usage"])
