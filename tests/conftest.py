@@ -41,6 +41,16 @@ def cache(tmp_path_factory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """Forgets what is compiled before it is too much: each program lies in several stretches of memory, of which Linux
+    gives a process 65530, and XLA crashes without a word for want of one."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > 15_000:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def recordings_of_three(tmp_path_factory):
     """Three kinds of sound by four speakers, two of whom are held out."""

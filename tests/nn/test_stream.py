@@ -60,7 +60,7 @@ def test_a_centred_layer_looks_as_far_ahead_as_back():
 
 def test_they_compute_what_the_plain_layers_do():
     variables, x = made(TimeConv(6, 9, 4))
-    plain = Conv(6, (9,), (4,), ((2, 3),))
+    plain = Conv(6, (9,), (4,), ((3, 2),))
     same = plain.apply({"params": variables["params"]["conv"]}, x)
     np.testing.assert_allclose(TimeConv(6, 9, 4).apply(variables, x), same, atol=1e-6)
     variables, x = made(TimeConvTranspose(6, 8, 4))
