@@ -4,16 +4,14 @@ from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from benchmarks import classical
-from benchmarks.reconstruction import finite
-from benchmarks.recordings import in_batches
 from benchmarks.scorecard import Card
-from benchmarks.stretches import ROWS, SHOWN, Drawer, Table, Waves, by_channel, distance, page
+from benchmarks.stretches import SHOWN, Drawer, Table, Waves, by_channel, distance, heard, page
 from jaxaudio.core import InputError
 from jaxaudio.data.pack import Pack
+from jaxaudio.data.parts import level
 from jaxaudio.metrics import pairs as P
 from jaxaudio.runtime.folder import Trained
 from jaxaudio.tasks.restore import Restorer, Stretch
@@ -74,43 +72,33 @@ def active(wave: np.ndarray, length: int, side: int, around: int) -> np.ndarray:
 
 def filled(run: Trained, pack: Pack, split: str, n: int, how: Mapping[str, int]) -> Card:
     """Gaps in sounding recordings filled by the model, by linear prediction, and by what is simpler."""
-    table, rate, pictures = Table(how), run.model.sample_rate, {}
-    n = min(n, GAPS)
+    table, rate, pictures, counts = Table(how), run.model.sample_rate, {}, []
     lengths = {ms: round(ms / 1000 * rate) for ms in GAPS_MS}
     for ms, length in lengths.items():
         if length > run.model.longest:
             table.left_out.append(f"gaps of {ms} ms: the model fills {run.model.longest / rate * 1000:.3g} ms at most")
             continue
         try:
-            gaps = holes(run, pack, split, n, how["seed"], length)
+            gaps = holes(run, pack, split, min(n, GAPS), how["seed"], length)
         except InputError as reason:
             table.left_out.append(f"gaps of {ms} ms: {reason}")
             continue
         made = {"model": inpainted(run, gaps, how["seed"]), **simply_filled(gaps, rate)}
         add_gaps(table, gaps, made, rate, f"{ms} ms")
+        counts.append(f"{len(gaps.waves)} gaps of {ms} ms")
         pictures[f"filled-{ms}ms.png"] = partial(page, run, gap_sheet(gaps, made, rate))
-    title = f"{n} gaps of each length in sounding recordings ({split}), filled"
+    title = f"{' and '.join(counts) or 'no gaps'} in sounding recordings ({split}), filled"
     return Card("filled", title, table.rows, table.left_out, pictures)
 
 
 def inpainted(run: Trained, gaps: Holes, seed: int) -> np.ndarray:
-    """What the model puts into the gaps [n, length, channels], as `sample.py restore --gap` does."""
-    restorer = Restorer(run.model, run.params, seed)
-    windows, lost, inside = [], np.zeros((len(gaps.waves), restorer.size), np.float32), []
-    for i, (wave, start) in enumerate(zip(gaps.waves, gaps.start, strict=True)):
-        first = restorer.first(Stretch(start, start + gaps.length, ""), len(wave))
-        window = wave[first : first + restorer.size]
-        window = np.pad(window, ((0, restorer.size - len(window)), (0, 0)))
-        inside.append(slice(start - first, start - first + gaps.length))
-        window[inside[i]], lost[i, inside[i]] = 0, 1
-        windows.append(window)
-    key = restorer.key
-
-    def through(wave: jax.Array, gap: jax.Array, row: jax.Array) -> jax.Array:
-        return restorer.program(run.params, wave, gap, jax.random.fold_in(key, row[0]), 0)
-
-    made = in_batches(through, np.stack(windows), lost, np.arange(len(windows)), most=ROWS)
-    return np.stack([wave[part] for wave, part in zip(finite(run, made), inside, strict=True)])
+    """What `sample.py restore --gap` puts into the gaps: [n, length, channels]."""
+    restorer, made = Restorer(run.model, run.params, seed), []
+    for wave, start in zip(gaps.waves, gaps.start, strict=True):
+        gap = Stretch(start, start + gaps.length, "")
+        loud = level(run.model, np.abs(wave).max().item())
+        made.append(heard(run, restorer.filled([wave], [gap], len(wave), loud))[gap.start : gap.end])
+    return np.stack(made)
 
 
 def simply_filled(gaps: Holes, rate: int) -> dict[str, np.ndarray]:

@@ -14,25 +14,26 @@ import numpy as np
 
 from benchmarks import classical
 from benchmarks.gaps import filled
-from benchmarks.reconstruction import finite
-from benchmarks.recordings import SECONDS, in_batches
+from benchmarks.recordings import SECONDS
 from benchmarks.scorecard import Card, Row
-from benchmarks.stretches import Drawer, Table, Waves, by_channel, distance, each, page, scored, source_of
+from benchmarks.stretches import Drawer, Table, Waves, by_channel, distance, each, heard, page, scored, source_of
 from jaxaudio.core import InputError, Restores
 from jaxaudio.data.audio import shown
 from jaxaudio.data.layouts import SPLITS
 from jaxaudio.data.pack import Pack
+from jaxaudio.data.parts import level
 from jaxaudio.dsp import degrade
 from jaxaudio.runtime.folder import Trained
+from jaxaudio.tasks.restore import Restorer
 
 MIXED, MENDED = 480, 96  # mixtures, and stretches of every other damage, at most
 SNRS_DB = (0, 5, 10)
-CLIPPED, CUTOFFS_HZ, RT60_S = (0.3, 0.5), (2000, 4000), 0.4  # clipped: shares of the peak
+CLIPPED, CUTOFFS_HZ, RT60_S, BITS = (0.3, 0.5), (2000, 4000), 0.4, 6  # clipped: shares of the peak
 LISTED = 64  # noise recordings up to which each has a row
 IMPROVEMENT = "SI-SDR improvement"
 WIENER, SUBTRACTION = "Wiener filter", "spectral subtraction"
 QUALITY = ("pesq_wide", "stoi", "log_spectral_distance")
-SINGLY = ("clip", "band", "reverb")
+SINGLY = ("clip", "band", "reverb", "crush")
 
 
 def of_restorer(
@@ -59,17 +60,9 @@ def damages_of(model: Restores) -> tuple[str, ...]:
 
 
 def restored(run: Trained, waves: Waves, seed: int) -> Waves:
-    """What the model makes of whole sounds, in time with them."""
-    model, key = run.model, jax.random.key(seed)
-    program = jax.jit(lambda params, wave, row: model.restore(params, wave, None, jax.random.fold_in(key, row[0])))
-
-    def through(x: np.ndarray) -> np.ndarray:
-        length = x.shape[1]
-        padded = np.pad(x, ((0, 0), (0, -length % model.hop), (0, 0)))
-        most = max(1, model.batch_size * model.segment // length)  # what a training step has room for
-        return finite(run, in_batches(partial(program, run.params), padded, np.arange(len(x)), most=most))[:, :length]
-
-    return each(through, waves, most=len(waves))  # one program for each length
+    """What `sample.py restore` makes of these sounds."""
+    restorer = Restorer(run.model, run.params, seed)
+    return [heard(run, restorer.whole([x], len(x), level(run.model, np.abs(x).max().item()))) for x in waves]
 
 
 # ------------------------------------------------------------------------------------------------------------- noise
@@ -186,6 +179,8 @@ def damages_by(kinds: tuple[str, ...], rate: int) -> list[Damage]:
     if "reverb" in kinds:
         room = lambda key, x: degrade.reverberated(key, x, RT60_S, 0.0, rate)
         found.append(Damage(f"reverberation of {RT60_S:g} s", room))
+    if "crush" in kinds:
+        found.append(Damage(f"rounded to {BITS} bits", lambda _, x: degrade.crushed(x, BITS)))
     return found
 
 
@@ -215,8 +210,8 @@ def mended(run: Trained, pack: Pack, split: str, n: int, how: Mapping[str, int])
 
 
 def distance_above(real: Waves, made: Waves, rate: int, cutoff_hz: float) -> np.ndarray:
-    """The log-spectral distance above a frequency, of each sound."""
+    """The log-spectral distance above a frequency, of each sound; NaN where it is shorter than a window."""
     size, hop = round(0.032 * rate), round(0.008 * rate)
     lowest = int(np.ceil(cutoff_hz * size / rate))
     pairs = zip(real, made, strict=True)
-    return np.array([distance(r.T, e.T, size, hop, lowest).mean() for r, e in pairs])
+    return np.array([distance(r.T, e.T, size, hop, lowest).mean() if len(r) >= size else np.nan for r, e in pairs])

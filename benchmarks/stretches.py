@@ -5,7 +5,7 @@ Recordings count in stretches of 3 seconds or, where they are shorter, whole but
 recordings come again and again, intervals tell of the draws from them, not of other speakers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.reconstruction import averaged, flat
 from benchmarks.recordings import SECONDS
 from jaxaudio.core import InputError
-from jaxaudio.data.audio import shown
+from jaxaudio.data.audio import Unusable, shown
 from jaxaudio.data.layouts import SPLITS
 from jaxaudio.data.pack import Pack
 from jaxaudio.metrics import pairs as P
@@ -103,6 +103,14 @@ def each(function: Callable[[np.ndarray], np.ndarray], waves: Waves, most: int =
         for block in (rows[i : i + most] for i in range(0, len(rows), most)):
             made |= zip(block, function(np.stack([waves[i] for i in block])), strict=True)
     return [made[i] for i in range(len(waves))]
+
+
+def heard(run: Trained, blocks: Iterable[np.ndarray]) -> np.ndarray:
+    """What a run makes in blocks, in one. Raises InputError where it is not finite."""
+    try:
+        return np.concatenate(list(blocks))
+    except Unusable as reason:
+        raise InputError(f"{shown(run.folder)}: {reason}") from reason
 
 
 def alike(waves: Waves) -> list[np.ndarray]:

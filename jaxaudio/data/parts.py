@@ -14,9 +14,9 @@ FADE = 1  # frames over which one part passes into the next
 SHOWN_SECONDS = 10.0  # of a sound on a sheet
 
 
-def level(model: Model, sound: audio.Recording) -> float:
-    """How loud a recording is, where the model wants all of them at a peak of 1; else 1."""
-    return max(sound.peak, 1e-9) if model.gain == "peak" else 1.0
+def level(model: Model, peak: float) -> float:
+    """How loud a recording of this peak is, where the model wants all of them at a peak of 1; else 1."""
+    return max(peak, 1e-9) if model.gain == "peak" else 1.0
 
 
 class Recorder:
@@ -34,7 +34,7 @@ class Recorder:
 
     def blocks(self, sound: audio.Recording) -> Iterator[np.ndarray]:
         """The recording [some, channels], block by block, as loud as the model wants it."""
-        gain = np.float32(1 / level(self.model, sound))
+        gain = np.float32(1 / level(self.model, sound.peak))
         return (block if gain == 1 else block * gain for block in audio.blocks(sound))
 
     def write(self, path: Path, blocks: Iterable[np.ndarray], length: int) -> None:

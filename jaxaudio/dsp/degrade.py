@@ -131,7 +131,8 @@ def room(key: One, shape: tuple[int, int], seconds: Strength, wet_db: Strength, 
     # As much energy in the echoes as the tail lacks while it grows dense, so that the whole decays evenly.
     early = min(time, round(EARLY * sample_rate))
     places = _below(early, drawn[1 : 1 + REFLECTIONS])
-    sizes = (drawn[1 + REFLECTIONS : 1 + 2 * REFLECTIONS] * 2 - 1) * np.sqrt(early / 2 / REFLECTIONS).item()
+    lacking = 2 / 3 * early * (1 + jnp.square(0.9 * drawn[0]))  # in units of a number from -1 to 1
+    sizes = (drawn[1 + REFLECTIONS : 1 + 2 * REFLECTIONS] * 2 - 1) * jnp.sqrt(lacking / REFLECTIONS)
     echoes = jnp.zeros(time).at[places].add(sizes)[:, None]
     decay = jnp.where(at > 0, jnp.exp(-DECAY * at / jnp.maximum(seconds, 1e-3)), 0)[:, None]
     reflections = (echoes + jnp.minimum(at / EARLY, 1)[:, None] * tail) * decay

@@ -21,7 +21,7 @@ import dataclasses
 import math
 from functools import partial
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -70,6 +70,7 @@ class Restorer(Restores):
     segment: int = 32768  # samples per training example, a whole number of hops
     batch_size: int = 32  # examples per step
     channels: int = 1  # 1: mono
+    gain: Literal["peak", "none"] = "peak"  # peak: every recording is scaled to a peak of 1; so is what is restored
     damages: tuple[str, ...] = ("noise",)  # of noise, gap, clip, band, reverb, crush; several: each in half of all
     snr_least: float = -5.0  # dB, of noise
     snr_most: float = 20.0  # dB
@@ -108,6 +109,12 @@ class Restorer(Restores):
                 **{"critic_windows": (512, 256), "critic_width": 8, "critic_segment": 4096},
                 **{"warm_up": 2600, "second": 600},
             },
+            "small-gaps": {
+                **{"damages": ("gap",), "segment": 8192, "width": 256, "dilations": (1, 2, 4, 8, 16) * 2},
+                **{"windows": (256, 512, 128), "learning_rate": 1e-3},
+                **{"critic_windows": (512, 256), "critic_width": 8, "critic_segment": 4096},
+                **{"warm_up": 1500, "second": 300},
+            },
             "tiny": {
                 **{"damages": ("noise", "gap"), "segment": 2048, "batch_size": 8, "size": 64, "hop": 16, "width": 16},
                 **{
@@ -130,9 +137,10 @@ class Restorer(Restores):
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise InputError(f"{name} is {getattr(self, name)}: it is at least {value}")
-        unknown = sorted(set(self.damages) - set(DAMAGES))
-        if unknown or not self.damages:
-            raise InputError(f"damages is {self.damages}: name one or more of {', '.join(DAMAGES)}")
+        if not self.damages or set(self.damages) - set(DAMAGES) or len(set(self.damages)) < len(self.damages):
+            raise InputError(f"damages is {self.damages}: name one or more of {', '.join(DAMAGES)}, each once")
+        if self.needs_noise and self.batch_size % 2:
+            raise InputError(f"batch_size is {self.batch_size}: an even number, as babble is made of pairs of examples")
         if self.hop < 1 or self.size % self.hop or self.size < 2 * self.hop:
             raise InputError(
                 f"size {self.size} and hop {self.hop}: the window is a multiple of the hop, twice at least"
@@ -148,11 +156,11 @@ class Restorer(Restores):
                 f"snr_least {self.snr_least} and snr_most {self.snr_most}: from the least to the most; decay "
                 f"{self.decay}: from 0 to less than 1"
             )
-        if "gap" in self.damages and not 0 < self.gap_samples[0] <= self.gap_samples[1] <= self.segment // 2:
-            half = 500 * self.segment / self.sample_rate
+        room = self.segment - 2 * self.size
+        if "gap" in self.damages and not 0 < self.gap_samples[0] <= self.gap_samples[1] <= room:
             raise InputError(
                 f"gap_shortest_ms {self.gap_shortest_ms} and gap_longest_ms {self.gap_longest_ms}: a sample or more, "
-                f"at most {half:.0f} ms, half a segment"
+                f"at most {max(0, 1000 * room / self.sample_rate):.4g} ms, a segment without a window on either side"
             )
         if 2 * self.order > self.context:
             raise InputError(f"order is {self.order}: at most half of context, {self.context} samples")
@@ -321,21 +329,26 @@ class Restorer(Restores):
 
     def damage(self, key, wave, noise):
         """All but gaps, of one example; and whether it has one."""
-        strengths = jax.random.uniform(key, (2 * len(DAMAGES) + 2,))
+        draw_key, room_key = jax.random.split(key)
+        strengths = jax.random.uniform(draw_key, (2 * len(DAMAGES) + 4,))
         several = len(self.damages) > 1
         hit = {name: strengths[i] < 0.5 if several else True for i, name in enumerate(DAMAGES)}
         of = {name: strengths[len(DAMAGES) + i] for i, name in enumerate(DAMAGES)}
         between = lambda name, low, high: low + (high - low) * of[name]
-        room_key = jax.random.fold_in(key, 1)
+        smooth, curved, shape, wet = strengths[2 * len(DAMAGES) :]
         chain = {
             "reverb": lambda x: degrade.reverberated(
-                room_key, x, between("reverb", 0.2, 0.8), 10 * strengths[-1] - 5, self.sample_rate
+                room_key, x, between("reverb", 0.2, 0.8), 10 * wet - 5, self.sample_rate
             ),
             "noise": lambda x: degrade.at_snr(x, noise, between("noise", self.snr_least, self.snr_most)),
-            "band": lambda x: degrade.resampled(x, 2 ** between("band", 0.5, 2.0)),
+            "band": lambda x: jnp.where(
+                smooth < 0.5,
+                degrade.low_passed(x, 2 ** -between("band", 0.5, 2.0), 2 + 14 * shape),
+                degrade.resampled(x, 2 ** between("band", 0.5, 2.0), jnp.maximum(0, 2 * shape - 1)),
+            ),
             "clip": lambda x: degrade.clipped(x, between("clip", 0.1, 0.7)),
             "crush": lambda x: jnp.where(
-                strengths[-2] < 0.5,
+                curved < 0.5,
                 degrade.mu_law(x, 2.0 ** between("crush", 4, 8)),
                 degrade.crushed(x, between("crush", 5, 10)),
             ),
@@ -354,19 +367,19 @@ class Restorer(Restores):
 
         def one(key, recorded, babble):
             filter_key, colour_key, sway_key, hum_key, click_key, draw_key = jax.random.split(key, 6)
-            drawn = jax.random.uniform(draw_key, (6,))
+            drawn = jax.random.uniform(draw_key, (8,))
             recorded = jnp.where(drawn[0] < 0.6, degrade.equalised(filter_key, recorded, 4.0), recorded)
             colour = degrade.coloured_noise(colour_key, (time, channels), -0.5 + 2.7 * drawn[1])
             sway = jnp.exp(0.8 * jax.random.normal(sway_key, (SWELLS,)))
             swell = jnp.interp(jnp.arange(time), jnp.linspace(0, time, SWELLS), jnp.where(drawn[2] < 0.4, sway, 1.0))
             wide = lambda x: jnp.broadcast_to(x, (time, channels))
-            clicks = degrade.clicks(click_key, time, 1.0 + 15.0 * drawn[1], self.sample_rate) + 1e-3 * colour
+            clicks = degrade.clicks(click_key, time, 1.0 + 15.0 * drawn[6], self.sample_rate) + 1e-3 * colour
             kinds = [recorded, colour * swell[:, None], babble, degrade.hum(hum_key, time, self.sample_rate), clicks]
             kinds = jnp.stack([wide(kind) for kind in kinds])
             power = jnp.mean(jnp.square(kinds), (1, 2), keepdims=True)
             chances = jnp.cumsum(jnp.asarray(CHANCES))
             pick = lambda x: jax.nn.one_hot(jnp.searchsorted(chances, x * chances[-1]), len(CHANCES))
-            loud = pick(drawn[3]) + jnp.where(drawn[4] < 0.25, 0.3 + 0.7 * drawn[0], 0.0) * pick(drawn[5])
+            loud = pick(drawn[3]) + jnp.where(drawn[4] < 0.25, 0.3 + 0.7 * drawn[7], 0.0) * pick(drawn[5])
             return jnp.sum(loud.reshape(-1, 1, 1) * kinds * jax.lax.rsqrt(jnp.maximum(power, 1e-10)), 0)
 
         return jax.vmap(one)(keys, batch.noise, babble)

@@ -74,7 +74,7 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
         heads = {i: Head(rate) for i in range(min(options.n, SHOWN - len(shown)))}
         for head in heads.values():
             head.add(wave[-round(SHOWN_BEFORE * rate) :])
-        loud = np.float32(level(model, sound))
+        loud = np.float32(level(model, sound.peak))
         whole = chain([] if options.alone else [prompt], watched(blocks, range(options.n), heads))
         write_streams(places[path], (block * loud for block in whole), rate, model.channels, len(wave) + added)
         shown.extend((places[path][i].stem, head) for i, head in heads.items())

@@ -94,7 +94,7 @@ def latent(codec: Codec, about: dict[str, Any], kept: int | None) -> Callable[[P
     def encode(path: Path, target: Path) -> str:
         sound = codec.survey(path)
         latent = np.concatenate([each[:, :kept] for each in codec.latents(codec.blocks(sound), sound.frames)])
-        save(target, Encoded(latent, sound.frames, sound.sample_rate, level(codec.model, sound), **about))
+        save(target, Encoded(latent, sound.frames, sound.sample_rate, level(codec.model, sound.peak), **about))
         return f"{said(sound)}, {latent.shape[0]} frames of {latent.shape[1]} -> {target.name}"
 
     return encode
@@ -108,7 +108,7 @@ def streamed(codec: Codec, trained: Trained, used: int, method: str) -> Callable
     def encode(path: Path, target: Path) -> str:
         sound, wrote = codec.survey(path), 0
         about = (sound.sample_rate, sound.channels, sound.frames, model.hop, used, model.codebook_size)
-        header = bitstream.Header(method, *of, *about, level(model, sound))
+        header = bitstream.Header(method, *of, *about, level(model, sound.peak))
 
         def write(file: BinaryIO) -> None:
             nonlocal wrote

@@ -75,7 +75,8 @@ def between_files(trained: Trained, options: Options, seed: int, out: Path) -> P
     length = min(sound.frames for sound in sounds)
     if any(sound.frames > length for sound in sounds):
         print(f"all cut to the shortest: {length / trained.model.sample_rate:.2f} s")
-    points = [(end[: codec.frames(length)], level(codec.model, sound)) for end, sound in zip(ends, sounds, strict=True)]
+    frames = codec.frames(length)
+    points = [(end[:frames], level(codec.model, sound.peak)) for end, sound in zip(ends, sounds, strict=True)]
     path = [
         (f"{share:.2f}", np.float32(1 - share) * a + np.float32(share) * b, (1 - share) * loud_a + share * loud_b)
         for (a, loud_a), (b, loud_b) in pairwise(points)

@@ -49,7 +49,7 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     def reconstruct(path: Path, target: Path) -> str:
         sound = machine.survey(path)
         before, after = Head(machine.model.sample_rate), Head(machine.model.sample_rate)
-        made = back(before.seen(machine.blocks(sound)), sound.frames, level(machine.model, sound))
+        made = back(before.seen(machine.blocks(sound)), sound.frames, level(machine.model, sound.peak))
         machine.write(target, after.seen(made), sound.frames)
         if len(shown) < 2 * SHOWN:
             shown.extend([(f"{path.stem}, original", before), (f"{path.stem}, {target.name}", after)])

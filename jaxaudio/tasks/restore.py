@@ -31,7 +31,7 @@ class Options:
     """Of the verb restore."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]  # recordings, or folders of them
-    gap: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()  # START:END in seconds; all else stays as it is
+    gap: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()  # START:END in seconds, lost; all else stays
     wet: float = 1.0  # share of what is restored, 0 to 1; the rest is the sound as it was
     force: bool = False  # overwrite what is there already
 
@@ -60,7 +60,8 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
             before.room = after.room = restorer.size
             skipped = restorer.first(gaps[0], sound.frames)
         heard, given = tee(audio.blocks(sound))
-        made = restorer.filled(heard, gaps, sound) if gaps else restorer.whole(heard, sound)
+        loud = level(restorer.model, sound.peak)
+        made = restorer.filled(heard, gaps, sound.frames, loud) if gaps else restorer.whole(heard, sound.frames, loud)
         pairs = mixed(made, given, np.float32(options.wet))
         restorer.write(target, seen(pairs, before, after, skipped), sound.frames)
         if len(shown) < 2 * SHOWN:
@@ -87,7 +88,7 @@ def stretches(trained: Trained, asked: Iterable[Sequence[str]], files: int) -> l
     for words in given:
         match = GAP.fullmatch(words)
         if match is None:
-            raise InputError(f"gap is {words!r}: it is {rule}")
+            raise InputError(f"gap is {words!r}: it is {rule}; recordings are named before --gap")
         start, end = (round(float(seconds) * model.sample_rate) for seconds in match.groups())
         if start >= end:
             raise InputError(f"gap is {words}: it ends a sample or more behind its start; it is {rule}")
@@ -133,9 +134,22 @@ def seen(
         yield wave
 
 
+def silenced(blocks: Iterable[np.ndarray], gaps: Sequence[Stretch]) -> Iterator[np.ndarray]:
+    """A recording with zeros in its gaps."""
+    at = 0
+    for block in blocks:
+        for gap in gaps:
+            if gap.start < at + len(block) and gap.end > at:
+                block = block.copy()
+                block[max(0, gap.start - at) : gap.end - at] = 0
+        yield block
+        at += len(block)
+
+
 class Restorer(Recorder):
-    """A model that restores and its parameters, for recordings of any length, in parts: beyond the end of a recording
-    are zeros. A gap is filled within a window that has it in its middle, but at the ends of the recording."""
+    """A model that restores and its parameters, for recordings of any length, in parts. A recording goes on behind its
+    end as its mirror image: silence there would be a lower noise floor than it has. A gap is filled within a window
+    that has it in its middle, but at the ends of the recording."""
 
     def __init__(self, model: Restores, params: Params, seed: int):
         super().__init__(model)
@@ -149,11 +163,12 @@ class Restorer(Recorder):
         loud = np.float32(loud)
         return np.asarray(self.program(self.params, part / loud, gap, self.key, hop)) * loud
 
-    def whole(self, blocks: Iterable[np.ndarray], sound: audio.Recording) -> Iterator[np.ndarray]:
-        """All of a recording that comes in blocks [some, channels]. Raises `audio.Unusable` where it is not finite."""
-        hop, left, loud = self.model.hop, sound.frames, level(self.model, sound)
+    def whole(self, blocks: Iterable[np.ndarray], length: int, loud: float) -> Iterator[np.ndarray]:
+        """All of a recording so loud that comes in blocks [some, channels], `length` samples. Raises `audio.Unusable`
+        where it is not finite."""
+        hop, left = self.model.hop, length
         program = lambda start, part: self.restored(part, None, start, loud)
-        for block in through(program, blocks, -(-left // hop), (hop, hop), self.most, self.model.reach, "constant"):
+        for block in through(program, blocks, -(-left // hop), (hop, hop), self.most, self.model.reach, "reflect"):
             wave = block[:left]
             left -= len(wave)
             if len(wave):
@@ -167,15 +182,15 @@ class Restorer(Recorder):
         return max(0, min(centred // hop, -(-last // hop))) * hop
 
     def filled(
-        self, blocks: Iterable[np.ndarray], gaps: Sequence[Stretch], sound: audio.Recording
+        self, blocks: Iterable[np.ndarray], gaps: Sequence[Stretch], length: int, loud: float
     ) -> Iterator[np.ndarray]:
-        """A recording that comes in blocks [some, channels], its gaps filled one after the other, so that the later
-        ones hear the earlier ones filled; all else as it is. Raises `audio.Unusable` where it is not finite."""
-        blocks, loud = iter(blocks), level(self.model, sound)
+        """The same of its gaps alone, one after the other, so that the later ones hear the earlier ones filled, and
+        none what is in the others; all else is as it comes."""
+        blocks = silenced(blocks, gaps)
         held, at = next(blocks), 0  # what begins at sample `at`
         for gap in gaps:
-            first = self.first(gap, sound.frames)
-            while at + len(held) < min(first + self.size, sound.frames):
+            first = self.first(gap, length)
+            while at + len(held) < min(first + self.size, length):
                 if at + len(held) <= first:
                     yield held
                     held, at = next(blocks), at + len(held)
@@ -188,11 +203,11 @@ class Restorer(Recorder):
         yield from blocks
 
     def patch(self, window: np.ndarray, gap: Stretch, first: int, loud: float) -> np.ndarray:
-        """What fills a gap in a window that begins at sample `first`; what is in it now is not heard."""
+        """What fills a gap in a window that begins at sample `first`."""
         inside = slice(gap.start - first, gap.end - first)
         padded = np.pad(window, ((0, self.size - len(window)), (0, 0)))[None]
         lost = np.zeros((1, self.size), np.float32)
-        padded[:, inside], lost[:, inside] = 0, 1
+        lost[:, inside] = 1
         return finite(self.restored(padded, lost, first // self.model.hop, loud)[0, inside])
 
 
@@ -201,7 +216,10 @@ class Showcase:
 
     def __init__(self, model: Restores, real: Batch, titles: Sequence[str]):
         self.model, self.titles = model, list(titles)
-        damaged, gap = jax.jit(model.damaged, static_argnums=2)(real, jax.random.key(0), Shard())
+        # An even number of them: babble is made of pairs.
+        even = jax.tree.map(lambda x: np.concatenate([x, x[-1:]]) if len(titles) % 2 else x, real)
+        made = jax.jit(model.damaged, static_argnums=2)(even, jax.random.key(0), Shard())
+        damaged, gap = (x[: len(titles)] for x in made)
         self.damaged, missing = np.asarray(damaged), -damaged.shape[1] % model.hop
         self.padded = np.pad(self.damaged, ((0, 0), (0, missing), (0, 0)))
         self.gap = np.pad(gap, ((0, 0), (0, missing))) if model.longest else None

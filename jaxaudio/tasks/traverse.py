@@ -60,4 +60,4 @@ def base(codec: Codec, file: Path | None, component: int) -> tuple[np.ndarray, i
     except audio.Unusable as reason:
         raise InputError(f"{audio.shown(file)} can't be used: {reason}; name another recording") from reason
     print(f"{audio.shown(file)}  {said(sound)}", flush=True)
-    return latent, sound.frames, level(codec.model, sound)
+    return latent, sound.frames, level(codec.model, sound.peak)

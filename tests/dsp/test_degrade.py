@@ -136,6 +136,14 @@ def test_a_room_decays_in_its_time_after_the_direct_sound(seconds):
         assert -60 / slope == pytest.approx(seconds, rel=0.15)
 
 
+def test_a_room_decays_evenly_from_its_echoes_to_its_tail():
+    early = round(degrade.EARLY * 2000)
+    draw = jax.jit(jax.vmap(lambda key: degrade.room(key, (3 * early, 1), 1e4, 0.0, 2000)))
+    power = np.mean(np.square(draw(jax.random.split(KEY, 2000))), (0, 2))
+    assert power[1:early].mean() == pytest.approx(power[early : 2 * early].mean(), rel=0.05)
+    assert power[early : 2 * early].mean() == pytest.approx(power[2 * early :].mean(), rel=0.05)
+
+
 def test_reverberation_is_the_convolution_with_its_room(noise):
     wave = noise[:3000].reshape(-1, 1)
     response = of("room", KEY, shape=(800, 1), seconds=0.1, wet_db=-3.0, sample_rate=8000)

@@ -71,6 +71,19 @@ def test_every_damage_alone_hits_every_example(name):
     assert np.isfinite(harmed).all()
 
 
+def test_bandwidth_is_lost_by_filters_and_by_resampling_with_images():
+    model, rate = dataclasses.replace(TINY, damages=("band",), segment=8192), TINY.sample_rate
+    tone = lambda hz: np.sin(2 * np.pi * hz / rate * np.arange(8192))
+    wave = jnp.asarray(np.tile((tone(700) + 0.02 * tone(7900))[:, None], (64, 1, 1)), jnp.float32)
+    harmed, _ = jax.jit(lambda b: model.damaged(b, jax.random.key(0), Shard()))(Batch(wave, jnp.zeros(64, int)))
+    spectra = np.abs(np.fft.rfft(np.asarray(harmed)[..., 0] * np.hanning(8192)))
+    hertz = np.arange(4097) * rate / 8192
+    level = lambda low, high: spectra[:, (hertz > low) & (hertz < high)].max(1) / spectra[:, hertz < 1000].max(1)
+    images = level(1000, 7800) > 1e-3
+    assert (level(7850, 7950)[~images] < 0.015).all(), "every one has lost of what it had at the top"
+    assert 0.1 < images.mean() < 0.45
+
+
 def test_a_gap_in_tones_is_filled_before_anything_is_learned():
     model = dataclasses.replace(GAPS, order=16)
     given, gap = tones(4), np.zeros((4, TINY.segment), np.float32)
@@ -160,7 +173,9 @@ def test_a_sound_of_no_whole_number_of_hops_is_refused():
         ({"critic_windows": ()}, "critic_windows is"),
         ({"snr_least": 30.0}, "from the least to the most"),
         ({"gap_shortest_ms": 9.0}, "a sample or more"),
-        ({"gap_longest_ms": 100.0}, "half a segment"),
+        ({"gap_longest_ms": 121.0}, "at most 120 ms, a segment without a window on either side"),
+        ({"damages": ("gap", "gap")}, "each once"),
+        ({"batch_size": 7}, "an even number"),
         ({"order": 40}, "half of context"),
         ({"width": 0}, "at least 1"),
     ],

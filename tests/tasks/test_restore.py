@@ -1,11 +1,11 @@
 """The verb restore: in parts or in one piece, as long as the recording, and where only a gap is filled, only there."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
 
+from jaxaudio import zoo
 from jaxaudio.core import Batch, InputError
 from jaxaudio.data import audio
 from jaxaudio.tasks import restore
@@ -30,7 +30,8 @@ def at_once(trained, wave):
     """Restored in one piece."""
     model = trained.model
     hops = -(-len(wave) // model.hop)
-    whole = jnp.pad(jnp.asarray(wave), ((0, hops * model.hop - len(wave)), (0, 0)))[None]
+    beyond = (hops + model.reach) * model.hop - len(wave)
+    whole = np.pad(wave, ((0, beyond), (0, 0)), "reflect")[None]
     return np.asarray(jax.jit(model.restore)(trained.params, whole, None, jax.random.key(3)))[0, : len(wave)]
 
 
@@ -45,11 +46,10 @@ def test_parts_are_the_whole_and_so_is_what_is_random(tmp_path, monkeypatch, cha
     monkeypatch.setattr(restore, "PART_SECONDS", 0.05)
     trained, wave = mended(tmp_path, channels=channels, **MIXING), sound(length, channels)
     restorer = restore.Restorer(trained.model, trained.params, 3)
-    given = restorer.survey(write(tmp_path / "a.wav", wave))
     assert length > 2 * restorer.most * trained.model.hop, "else there is one part"
     rng = np.random.default_rng(length)
     blocks = np.split(wave, np.sort(rng.integers(0, length, 30)))
-    parts = np.concatenate(list(restorer.whole(blocks, given)))
+    parts = np.concatenate(list(restorer.whole(blocks, length, 1.0)))
     np.testing.assert_allclose(parts, at_once(trained, wave), atol=1e-6)
     assert restorer.program._cache_size() == 1
 
@@ -74,10 +74,11 @@ def test_gaps_are_filled_and_all_else_is_bit_for_bit_as_it_was(tmp_path, gain, c
     words = [f"{start / RATE:.6f}:{end / RATE:.6f}" for start, end in gaps]
     path = write(tmp_path / "a.wav", wave)
     result = audio.read(made(trained, [path], tmp_path / "out", *words[::-1]) / "a.wav", RATE, channels)
+    inside = np.concatenate([np.arange(*gap) for gap in gaps])
     want = wave.copy()
+    want[inside] = 0
     for start, end in gaps:  # the second of two that touch starts from the end of the first, filled
         want[start:end] = bridge(want[start - 1], want[end], end - start)
-    inside = np.concatenate([np.arange(*gap) for gap in gaps])
     np.testing.assert_allclose(result[inside], want[inside], atol=3e-5)
     outside = np.setdiff1d(np.arange(len(wave)), inside)
     np.testing.assert_array_equal(result[outside], wave[outside])
@@ -93,6 +94,30 @@ def test_what_is_in_a_gap_is_not_heard_and_wet_is_a_share_there_too(tmp_path):
     np.testing.assert_array_equal(one, other)
     half = made(mended(tmp_path, **MIXING), paths[1:], tmp_path / "half", "0.125:0.127", wet=0.5)
     np.testing.assert_allclose(audio.read(half / "loud.wav", RATE, 1), 0.5 * other + 0.5 * loud, atol=3e-5)
+
+
+def test_gaps_that_are_yet_to_be_filled_are_silent_in_the_window_of_another(tmp_path):
+    trained, wave = mended(tmp_path), sound(3000)
+    restorer, told = restore.Restorer(trained.model, trained.params, 3), []
+    restorer.program = lambda params, part, gap, key, first: told.append(part) or np.full_like(part, 0.5)
+    gaps = [restore.Stretch(1000, 1010, ""), restore.Stretch(1040, 1050, "")]
+    list(restorer.filled(np.split(wave, 30), gaps, 3000, 1.0))
+    start = restorer.first(gaps[0], 3000)
+    assert not told[0][0, 1000 - start : 1010 - start].any()
+    assert not told[0][0, 1040 - start : 1050 - start].any()
+    second = restorer.first(gaps[1], 3000)
+    assert (told[1][0, 1000 - second : 1010 - second] == 0.5).all(), "what was filled is heard"
+
+
+@pytest.mark.parametrize("gain", ["none", "peak"])
+def test_a_quiet_recording_is_as_loud_as_the_model_wants_it(tmp_path, gain):
+    trained, wave = mended(tmp_path, gain=gain), sound(500)
+    restorer, told = restore.Restorer(trained.model, trained.params, 3), []
+    restorer.program = lambda params, part, gap, key, first: told.append(np.abs(part).max()) or part
+    path = write(tmp_path / "a.wav", 0.01 * wave / np.abs(wave).max())
+    quiet = restorer.survey(path)
+    list(restorer.whole(audio.blocks(quiet), 500, restore.level(trained.model, quiet.peak)))
+    assert told[0] == pytest.approx(1.0 if gain == "peak" else 0.01, rel=1e-3)
 
 
 def test_the_window_has_the_gap_in_its_middle_and_the_whole_context_around_it(tmp_path):
@@ -117,8 +142,7 @@ def test_the_model_is_given_a_window_with_silence_in_the_gap_and_the_number_of_i
     trained, wave = mended(tmp_path), sound(4001)
     restorer, told = restore.Restorer(trained.model, trained.params, 3), []
     restorer.program = lambda params, part, gap, key, first: told.append((part, gap, first)) or part
-    given = restorer.survey(write(tmp_path / "a.wav", wave))
-    list(restorer.filled([wave], [restore.Stretch(2000, 2010, ""), restore.Stretch(3990, 4001, "")], given))
+    list(restorer.filled([wave], [restore.Stretch(2000, 2010, ""), restore.Stretch(3990, 4001, "")], 4001, 1.0))
     (one, lost, first), (last, lost_last, first_last) = told
     want = wave.copy()
     want[2000:2010] = 0
@@ -133,7 +157,6 @@ def test_the_model_is_given_a_window_with_silence_in_the_gap_and_the_number_of_i
 def test_no_more_of_a_long_recording_is_held_than_a_window_needs(tmp_path):
     trained, read, heard = mended(tmp_path), 0, 0
     restorer = restore.Restorer(trained.model, trained.params, 3)
-    given = restorer.survey(write(tmp_path / "a.wav", sound(200)))._replace(frames=50_000)
 
     def recording():
         nonlocal read
@@ -142,7 +165,7 @@ def test_no_more_of_a_long_recording_is_held_than_a_window_needs(tmp_path):
             yield np.zeros((10, 1), np.float32)
 
     gaps = [restore.Stretch(at, at + 9, "") for at in (10, 20_000, 49_000)]
-    for block in restorer.filled(recording(), gaps, given):
+    for block in restorer.filled(recording(), gaps, 50_000, 1.0):
         heard += len(block)
         assert read - heard <= restorer.size + 20
     assert heard == 50_000
@@ -238,3 +261,10 @@ def test_while_it_learns_damaged_recordings_come_back_restored_even_of_one_that_
     }
     waves, _ = show({"loud": np.float32("nan")}, jax.random.key(0), tmp_path, "3")
     assert not waves[~lost].any()
+
+
+def test_an_odd_number_of_recordings_is_shown_though_babble_is_made_of_pairs(tmp_path):
+    model = zoo.load("restorer:tiny")
+    wave = np.stack([sound(model.segment, seed=i) for i in range(3)])
+    show = restore.Showcase(model, Batch(wave, np.zeros(3, np.int32), wave[::-1]), ["a", "b", "c"])
+    assert show.damaged.shape == wave.shape
