@@ -229,6 +229,8 @@ def noise_source(run: Run) -> Source | None:
         if run.noise:
             raise InputError(f"noise is {run.noise[0]}, but {zoo.name_of(model)} learns without: leave --noise away")
         return None
+    if both := {path.resolve() for path in run.data} & {path.resolve() for path in run.noise}:
+        raise InputError(f"{min(both)} is --data and --noise: what is to stay can't be what is to go, name other noise")
     if run.noise:
         return recordings(run.noise, model.sample_rate, model.channels)
     if run.data:

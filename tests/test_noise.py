@@ -163,6 +163,7 @@ def test_without_folders_recordings_and_noise_are_synthesised_and_the_run_restor
         (("mended:tiny", "--data", "{}/digits", "--data={}/speech"), "--data is there 2 times: give it once"),
         (("mended:tiny", "--data", "--noise", "{}/rain"), "--data is followed by no folder: name one or more"),
         (("mended:tiny", "--data", "{}/digits", "--noise"), "--noise is followed by no folder"),
+        (("mended:tiny", "--data", "{}/dogs", "--noise", "{}/rain", "{}/dogs/."), "dogs is --data and --noise"),
         (("mended:tiny", "--noise", "{}/nowhere"), "nowhere: no such folder"),
         (("mended:tiny", "--noise", "{}/dogs", "--model.segment", "4096"), "no recording of 3 can be noise: 3 are in"),
     ],
