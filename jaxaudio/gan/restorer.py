@@ -107,7 +107,7 @@ class Restorer(Restores):
             "small": {
                 **{"segment": 16384, "width": 256, "dilations": (1, 2, 4, 8, 16) * 2, "learning_rate": 1e-3},
                 **{"critic_windows": (512, 256), "critic_width": 8, "critic_segment": 4096},
-                **{"warm_up": 2600, "second": 600},
+                **{"warm_up": 2400, "second": 500},
             },
             "small-gaps": {
                 **{"damages": ("gap",), "segment": 8192, "width": 256, "dilations": (1, 2, 4, 8, 16) * 2},
