@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 from jaxaudio.core import Wave
 from jaxaudio.dsp.mel import log_mel, mel_filters
 from jaxaudio.dsp.stft import magnitudes
+from jaxaudio.nn.critics import Maps
 
-Maps = list[Float[Array, "..."]]  # of one critic: features of its layers, each [rows, ...], and the scores last
 SIZES = (128, 512, 2048)  # of the windows of `spectral_distance`, in samples; hop: a quarter
 QUIET = 1e-2  # the norm that a quieter spectrum is taken for in a relative distance, lest silence rule a batch
 
@@ -49,8 +49,12 @@ def least_squares(real: list[Maps], fake: list[Maps]) -> Float[Array, ""]:
 
 def hinge(real: list[Maps], fake: list[Maps]) -> Float[Array, ""]:
     """The same with max(0, 1 - real) + max(0, 1 + fake) (Lim & Ye 2017)."""
-    rise = lambda x: _over_batch(jnp.maximum(1 + x, 0))
-    return sum(rise(-scores(r)) + rise(scores(f)) for r, f in zip(real, fake, strict=True))
+    return margin(real) + margin(fake, -1)
+
+
+def margin(found: list[Maps], sign: int = 1) -> Float[Array, ""]:
+    """Of the hinge what is for recordings or, sign -1, for what was made: max(0, 1 - sign score)."""
+    return sum(_over_batch(jnp.maximum(1 - sign * scores(maps), 0)) for maps in found)
 
 
 def least_squares_made(fake: list[Maps]) -> Float[Array, ""]:
@@ -63,39 +67,41 @@ def hinge_made(fake: list[Maps]) -> Float[Array, ""]:
     return -sum(_over_batch(scores(f)) for f in fake)
 
 
-def feature_distance(real: list[Maps], fake: list[Maps]) -> Float[Array, ""]:
-    """L1 of the critics' maps but for their scores, summed over maps and critics; recordings are not to follow."""
-    pairs = ((a, b) for r, f in zip(real, fake, strict=True) for a, b in zip(r[:-1], f[:-1], strict=True))
+def feature_distance(real: list[Maps], fake: list[Maps], whole: bool = False) -> Float[Array, ""]:
+    """L1 of the critics' maps, their scores only if `whole`, summed over maps and critics; recordings are not to
+    follow."""
+    end = None if whole else -1
+    pairs = ((a, b) for r, f in zip(real, fake, strict=True) for a, b in zip(r[:end], f[:end], strict=True))
     return sum(_over_batch(jnp.abs(jax.lax.stop_gradient(a) - b)) for a, b in pairs)
 
 
 def mel_distance(
-    a: Wave, b: Wave, sample_rate: int, windows: Sequence[int], mels: Sequence[int], floor: float = 1e-5
+    a: Wave, b: Wave, sample_rate: int, windows: Sequence[int], mels: Sequence[int]
 ) -> Float[Array, "batch"]:
     """Mean |log10 A - log10 B| over mel bands, summed over windows with so many bands each; hop a quarter.
 
-    As in the Descript codec (arXiv 2306.06546): bands from 0 Hz to half the rate, magnitudes at least `floor`, the ends
-    of the sound mirrored. Raises InputError where a band holds no bin of its window.
+    As in the Descript codec (arXiv 2306.06546): bands from 0 Hz to half the rate, mels of at least 1e-5, the ends of
+    the sound mirrored. Raises InputError where a band holds no bin of its window.
     """
     total = jnp.zeros(a.shape[0])
     for size, count in zip(windows, mels, strict=True):
         filters = mel_filters(sample_rate, size, count)
         heard = lambda x, size=size, filters=filters: log_mel(
-            jnp.moveaxis(x, -1, 1), filters, size, size // 4, floor=floor, padding="torch"
+            jnp.moveaxis(x, -1, 1), filters, size, size // 4, floor=1e-5, padding="torch"
         )
         total += jnp.mean(jnp.abs(heard(a) - heard(b)), (1, 2, 3)) / math.log(10)
     return total
 
 
-def resolution_distance(a: Wave, b: Wave, windows: Sequence[int], floor: float = 1e-4) -> Float[Array, "batch"]:
+def resolution_distance(a: Wave, b: Wave, windows: Sequence[int]) -> Float[Array, "batch"]:
     """Mean over windows, hop a quarter, of the spectral convergence |A - B| / |A| and of mean |log A - log B|, where A
-    and B are magnitudes, `floor` at least in the logarithm (Yamamoto et al. 2020, arXiv 1910.11480, eqs. 4 to 6)."""
+    and B are magnitudes, 1e-4 at least in the logarithm (Yamamoto et al. 2020, arXiv 1910.11480, eqs. 4 to 6)."""
     total = jnp.zeros(a.shape[0])
     for size in windows:
         x, y = (magnitudes(jnp.moveaxis(s, -1, 1), size, size // 4, padding="torch") for s in (a, b))
         size_of = lambda z: jnp.sqrt(jnp.sum(z**2, (2, 3)) + 1e-12)
         total += jnp.mean(size_of(x - y) / jnp.maximum(size_of(x), QUIET), 1)
-        total += jnp.mean(jnp.abs(jnp.log(jnp.maximum(x, floor)) - jnp.log(jnp.maximum(y, floor))), (1, 2, 3))
+        total += jnp.mean(jnp.abs(jnp.log(jnp.maximum(x, 1e-4)) - jnp.log(jnp.maximum(y, 1e-4))), (1, 2, 3))
     return total / len(windows)
 
 

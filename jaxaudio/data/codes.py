@@ -8,7 +8,7 @@ stretch that `Clips` would cut, in frames; a shorter recording is followed by th
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,8 @@ VERSION = 1  # of what is kept here: part of every key
 MOST = 2**15 - 1  # values of a code: one more than the last is an int16
 QUIET = 101  # frames of silence that are coded; the one in their middle is what silence is
 
-Code = Callable[[np.ndarray], np.ndarray]  # a recording [time, channels] as the codec hears it -> [frames, codebooks]
+# A recording as the codec hears it, in blocks [some, channels], and its length in samples -> [frames, codebooks].
+Code = Callable[[Iterable[np.ndarray], int], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +58,12 @@ class Coded:
         return Entry(pack.names[i], label, SPLITS[pack.split[i]], group)
 
     def read(self, i: int) -> np.ndarray:
-        """The codes of recording i, as a pack takes samples; raises `audio.Unusable`."""
+        """The codes of recording i, as a pack takes samples; raises `audio.Unusable`. Holds a block of its sound."""
         pack, model = self.pack, self.model
         full = pack.peak[i] if model.gain == "peak" else 32768
-        wave = pack.samples[pack.start[i] : pack.start[i] + pack.length[i]] * np.float32(1 / full)
-        codes = np.asarray(self.code(wave))
+        wave, gain = pack.samples[pack.start[i] : pack.start[i] + pack.length[i]], np.float32(1 / full)
+        blocks = (wave[first : first + audio.BLOCK] * gain for first in range(0, len(wave), audio.BLOCK))
+        codes = np.asarray(self.code(blocks, len(wave)))
         if codes.ndim != 2 or codes.shape[1] != model.codebooks:
             raise InputError(f"the codec's codes are {list(codes.shape)}: wanted [frames, {model.codebooks}]")
         if codes.min() < 0 or codes.max() >= model.codebook_size:

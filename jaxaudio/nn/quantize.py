@@ -52,10 +52,9 @@ class Factorised(nn.Module):
     codebooks: int
     size: int
     dim: int
-    weight_norm: bool = True
 
     def setup(self):
-        self.codebook = [Codebook(self.size, self.dim, self.weight_norm) for _ in range(self.codebooks)]
+        self.codebook = [Codebook(self.size, self.dim) for _ in range(self.codebooks)]
 
     def __call__(self, z: Latent, kept: Kept, shard: Shard) -> Quantised:
         del shard
@@ -75,10 +74,9 @@ class Codebook(nn.Module):
 
     size: int
     dim: int
-    weight_norm: bool
 
     def setup(self):
-        self.into, self.out = Projection(self.weight_norm), Projection(self.weight_norm)
+        self.into, self.out = Projection(), Projection()
         self.rows = self.param("rows", nn.initializers.normal(1.0), (self.size, self.dim))
 
     def __call__(self, left: Latent) -> Quantised:
@@ -95,15 +93,11 @@ class Codebook(nn.Module):
 
 
 class Projection(nn.Module):
-    """A convolution of one tap: [batch, frames, in] -> [batch, frames, features]."""
-
-    weight_norm: bool
+    """A convolution of one tap with weight norm: [batch, frames, in] -> [batch, frames, features]."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch frames inner"], features: int) -> Float[Array, "batch frames outer"]:
-        kernel = self.param("kernel", INIT, (x.shape[-1], features))
-        if self.weight_norm:
-            kernel = normalised(self, kernel, -1)
+        kernel = normalised(self, self.param("kernel", INIT, (x.shape[-1], features)), -1)
         return product(x, kernel) + self.param("bias", nn.initializers.zeros, (features,)).reshape(1, 1, -1)
 
 

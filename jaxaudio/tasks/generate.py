@@ -254,7 +254,7 @@ def learning(model: Model, codec: Model) -> Model:
 def coded(pack: Pack, codec: Trained, model: Composes) -> CodePack:
     """The codes of a pack's recordings."""
     coder = Codec(codec.model, codec.params, 0)
-    code = lambda wave: np.concatenate(list(coder.codes([wave], len(wave))))
+    code = lambda blocks, length: np.concatenate(list(coder.codes(blocks, length)))
     return open_codes(pack, model, identity_of(codec), code)
 
 

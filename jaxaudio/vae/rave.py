@@ -31,6 +31,7 @@ from jaxtyping import Array, Float
 
 from jaxaudio.core import (
     Carry,
+    Encodes,
     Generates,
     InputError,
     Latent,
@@ -46,7 +47,9 @@ from jaxaudio.core import (
 )
 from jaxaudio.dsp import pqmf
 from jaxaudio.dsp.stft import magnitudes, window
+from jaxaudio.losses import hinge_made, margin
 from jaxaudio.nn.conv import folded
+from jaxaudio.nn.critics import Maps
 from jaxaudio.nn.stream import TimeConv, TimeConvTranspose, empty, past
 from jaxaudio.variational import (
     Posterior,
@@ -68,7 +71,7 @@ FOLLOW = 0.999  # decay of the running moments of the latent frames
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RAVE(Generates, Streams):
+class RAVE(Generates, Encodes, Streams):
     """The paper's hyper-parameters; v1 where nothing is said."""
 
     sample_rate: int = 48000  # Hz
@@ -269,11 +272,12 @@ class RAVE(Generates, Streams):
         """The second phase: the distance, what the critic says, and how far its features are. The encoder is frozen."""
         bands, given, made = self.reconstructed(params, state, wave, keys, shard)
         sound, judge = self.whole(made), partial(Critic(self).apply, {"params": state.params["critic"]})
-        (real, _), (fake, scores) = judge(self.late(wave)), judge(sound)
+        real, fake = judge(self.late(wave)), judge(sound)
+        features = ([maps[:-1] for maps in found] for found in (real, fake))
         terms = {
             **self.distances(wave, sound, bands, made),
-            "adversarial": -self.adversarial * sum(jnp.mean(score) for score in scores),
-            "features": self.feature_weight * jnp.mean(self.feature_distance(real, fake)),
+            "adversarial": self.adversarial * hinge_made(fake),
+            "features": self.feature_weight * jnp.mean(self.feature_distance(*features)),
         }
         seen = {"statistics": state.extra["statistics"], "moments": self.moments(given, state)}
         return sum(terms.values()), {**terms, **jax.lax.stop_gradient(seen)}
@@ -282,9 +286,7 @@ class RAVE(Generates, Streams):
         """The hinge, summed over the critics."""
         *_, made = self.reconstructed(state.params["autoencoder"], state, wave, keys, shard)
         judge = partial(Critic(self).apply, {"params": params})
-        (_, real), (_, fake) = judge(self.late(wave)), judge(self.whole(made))
-        hinge = lambda scores: sum(jnp.mean(nn.relu(1 - score)) for score in scores)
-        terms = {"real": hinge(real), "fake": hinge([-score for score in fake])}
+        terms = {"real": margin(judge(self.late(wave))), "fake": margin(judge(self.whole(made)), -1)}
         return sum(terms.values()), terms
 
     def reconstructed(self, params, state, wave, keys, shard) -> tuple[Bands, Posterior, Bands]:
@@ -562,12 +564,12 @@ class DecoderV2(nn.Module):
 
 
 class Critic(nn.Module):
-    """[batch, time, channels] -> features and scores, a list of maps and a map for each critic."""
+    """[batch, time, channels] -> the maps of every critic, its scores last."""
 
     model: RAVE
 
     @nn.compact
-    def __call__(self, wave: Wave) -> tuple[list[list[Array]], list[Array]]:
+    def __call__(self, wave: Wave) -> list[Maps]:
         found = []
         if self.model.periods:
             for period in PERIODS:
@@ -578,10 +580,9 @@ class Critic(nn.Module):
             if scale:
                 wave = jnp.mean(wave.reshape(len(wave), -1, 2, wave.shape[-1]), 2)
             found.append(self.maps(wave, 15, f"scale_{scale}"))
-        features, scores = zip(*found, strict=True)
-        return list(features), list(scores)
+        return found
 
-    def maps(self, x, taps, name):
+    def maps(self, x: Array, taps: int, name: str) -> Maps:
         """Every layer's output, before its activation, and the score."""
         model, features = self.model, []
         for i in range(model.critic_layers):
@@ -589,7 +590,7 @@ class Critic(nn.Module):
             features.append(x)
             x = leaky(x)
         score = TimeConv(1, 1, weight_norm=True, name=f"{name}_score")(x)
-        return [x.astype(jnp.float32) for x in features], score
+        return [*(x.astype(jnp.float32) for x in features), score]
 
 
 def layer(kind, model: RAVE, weight_norm: bool = True):

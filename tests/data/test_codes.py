@@ -51,7 +51,15 @@ def recordings(tmp_path):
 
 
 def opened(recordings, cache, coder=None, codec="codec", model=MODEL):
-    return open_codes(recordings, model, codec, coder or Coder(), cache)
+    """coder: of a whole recording, which comes in blocks."""
+    code = coder or Coder()
+
+    def heard(blocks, length):
+        wave = np.concatenate([block for block in blocks if len(block) <= audio.BLOCK])
+        assert len(wave) == length
+        return code(wave)
+
+    return open_codes(recordings, model, codec, heard, cache)
 
 
 def codes_of(recordings, i, coder=None):
@@ -71,6 +79,12 @@ def test_a_pack_of_codes_is_as_the_recordings_are_and_holds_the_codes_of_each(re
             pack.samples[start : start + pack.length[i]].astype(int) - 1, codes_of(recordings, i)
         )
     np.testing.assert_array_equal(pack.silence, [ZERO, 0, 0])
+
+
+def test_a_recording_is_heard_in_blocks(recordings, tmp_path, monkeypatch):
+    whole = opened(recordings, tmp_path / "whole")
+    monkeypatch.setattr(audio, "BLOCK", 100)
+    np.testing.assert_array_equal(opened(recordings, tmp_path / "blocks").samples, whole.samples)
 
 
 def test_codes_are_made_once_for_each_codec_and_all_recordings(recordings, tmp_path):

@@ -17,7 +17,6 @@ ONE = Shard()
 LEVELS = (4, 3)  # one even, one odd
 KINDS = {
     "factorised": Q.Factorised(BOOKS, SIZE, DIM),
-    "plain": Q.Factorised(BOOKS, SIZE, DIM, False),
     "averaged": Q.Averaged(BOOKS, SIZE),
     "scalar": Q.Scalar(BOOKS, LEVELS),
 }

@@ -16,6 +16,8 @@ from tests.still import steps
 from tests.toy import sound, toy
 
 MIXING = {"around": 0.25, "offset": 0.125, "hiss": 0.2}
+ODD = {"encoder_rates": (3, 2), "encoder_widths": (3, 6, 12), "decoder_rates": (2, 3), "decoder_widths": (12, 6, 3)}
+ODD |= {"segment": 1026, "latent": 12}  # two stages, one of an odd stride
 
 
 @pytest.fixture(autouse=True)
@@ -64,18 +66,22 @@ def test_codes_of_parts_are_those_of_the_whole_and_none_is_lost_on_the_way(tmp_p
         np.testing.assert_array_equal(np.concatenate(list(codec.codes([wave], length))), whole)
 
 
-@pytest.mark.parametrize(("name", "fields"), [("dac:tiny", {}), ("dac:tiny", {"causal": True})], ids=str)
-def test_codes_of_a_network_do_not_depend_on_the_parts(name, fields):
-    model = dataclasses.replace(zoo.load(name), **fields)
+@pytest.mark.parametrize("fields", [{}, ODD, {**ODD, "causal": True}], ids=["tiny", "odd", "causal"])
+def test_codes_and_sound_of_a_network_do_not_depend_on_the_parts(fields):
+    model = dataclasses.replace(zoo.load("dac:tiny"), **fields)
     params = jax.jit(lambda key: model.weights(model.init(key, model.measure([]))))(jax.random.key(0))
-    codec, length = coder.Codec(model, params, 0), 200 * model.hop + 5
-    wave, seen = sound(length, model.channels), []
+    codec, length = coder.Codec(model, params, 0), 500 * model.hop + 5
+    wave, codes, sounds = sound(length, model.channels), [], []
     for most in (1000, 4 * (2 * model.reach + 1), 97):
         codec.most = most
-        seen.append(np.concatenate(list(codec.codes([wave], length))))
-    assert len(seen[0]) == codec.frames(length)
-    np.testing.assert_array_equal(seen[0], seen[1])
-    np.testing.assert_array_equal(seen[0], seen[2])
+        codes.append(np.concatenate(list(codec.codes([wave], length))))
+        sounds.append(np.concatenate(list(codec.sound_of([codes[0]], length, 1.0))))
+    assert len(codes[0]) == codec.frames(length)
+    assert len(np.unique(codes[0])) > 5, "too few codes to tell"
+    assert sounds[0].shape == wave.shape
+    for other in (1, 2):
+        np.testing.assert_array_equal(codes[0], codes[other])
+        np.testing.assert_allclose(sounds[other], sounds[0], atol=1e-4 * np.abs(sounds[0]).max())
 
 
 def test_latents_of_a_network_do_not_depend_on_the_parts():

@@ -15,6 +15,7 @@ from jaxaudio.nn.quantize import follow, start
 from jaxaudio.runtime.parallel import Devices
 from jaxaudio.vae.dac import DAC, Autoencoder, replay
 from tests.commands import run
+from tests.test_models import same_moments
 
 TINY = zoo.load("dac:tiny")
 STAGES = {"encoder_rates": (2, 3), "decoder_rates": (3, 2), "segment": 1026, "dilations": (1, 3, 9)}
@@ -193,14 +194,14 @@ def test_codes_tell_the_frames_that_decode_takes_and_fewer_of_them_coarser_ones(
 
 
 @cache
-def stepper(model):
-    devices = Devices("jit", 4)
+def stepper(model, how="jit", count=4):
+    devices = Devices(how, count)
     return devices.compile(model), devices
 
 
-def trained_by(model, state, stage=None, seed=0):
+def trained_by(model, state, stage=None, seed=0, *devices):
     """The state after one step, and its metrics; on the host."""
-    step, devices = stepper(model)
+    step, devices = stepper(model, *devices)
     wave = np.asarray(sound(model, model.segment // model.hop, model.batch_size))
     batch = devices.shard(Batch(wave, np.zeros(len(wave), np.int32)))
     return jax.device_get(step(devices.replicate(jax.tree.map(jnp.array, state)), batch, jax.random.key(seed), stage))
@@ -222,6 +223,15 @@ def test_averaged_codebooks_begin_with_k_means_of_the_first_batch_and_follow_fro
     later, _ = trained_by(AVERAGE, after, "train", 1)
     moved = later.extra["codebooks"]["quantizer"]["count"] - after.extra["codebooks"]["quantizer"]["count"]
     assert np.abs(moved).max() > 0
+
+
+@pytest.mark.parametrize(("how", "count"), [("jit", 4), ("pmap", 2)])
+@pytest.mark.parametrize(("model", "stage"), [(AVERAGE, "start"), (VAE, None)], ids=["average", "vae"])
+def test_other_bottlenecks_come_to_the_state_of_one_device_on_several(model, stage, how, count):
+    """Codebooks, running statistics and, for the gradients, the optimisers' moments."""
+    alone, several = (trained_by(model, started(model), stage, 0, *on)[0] for on in (("jit", 1), (how, count)))
+    same_moments(alone, several)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), alone.extra, several.extra)
 
 
 def test_a_continuous_bottleneck_trains_and_its_divergence_is_weighted_as_the_official_code_does():
