@@ -36,7 +36,9 @@ class Batch(NamedTuple):
     wave: Wave  # of a model that learns from `given` alone: 0 samples
     label: Labels
     noise: Wave | None = None  # other recordings, for a model that `needs_noise`
-    given: Codes | None = None  # what another run's codec makes of recordings, for a model that `needs_codes`
+    given: Codes | Frames | None = (
+        None  # of a model that `needs_codes`: those of recordings; of one that vocodes: theirs
+    )
 
 
 class State(NamedTuple):
@@ -87,6 +89,7 @@ class Model(abc.ABC):
     needs_labels: ClassVar[bool | property] = False
     needs_noise: ClassVar[bool | property] = False
     needs_codes: ClassVar[bool] = False
+    label: ClassVar[str] = "label"  # what a recording's class is: a column of metadata.csv
 
     sample_rate: int  # Hz
     segment: int  # samples per training example
@@ -199,6 +202,14 @@ class Morphs(Generates):
         return self.render(params, self.latents(key, n), label)[:, :length]
 
 
+class Plays(Morphs):
+    """Makes notes: its classes are pitches, its latent vectors instruments."""
+
+    label = "pitch"
+    needs_labels = True
+    pitches: tuple[int, ...]  # MIDI numbers, one for each class, in their order; filled in from the data
+
+
 class Encodes(Model):
     """Turns sound into latent frames, `hop` samples each, and back."""
 
@@ -234,23 +245,39 @@ class Encodes(Model):
         """The variance of each component over the training data, the largest first."""
 
 
-class Streams(Encodes):
-    """Encodes and decodes sound while it comes."""
+class Streams(Model):
+    """Takes sound through itself and back while it comes: what encodes and decodes, or a vocoder and its features."""
+
+    @property
+    @abc.abstractmethod
+    def hop(self) -> int:
+        """Samples of which a chunk has a whole number."""
+
+    @property
+    def delay(self) -> int:
+        """Samples by which what comes out lags behind the original."""
+        return 0
 
     @abc.abstractmethod
     def open(self, params: Params, batch: int) -> Carry:
-        """What `push` knows of the past, before the first chunk. Raises InputError where the model looks ahead."""
+        """What `push` knows of the past, before the first chunk. Where the model looks ahead, this or `push` raises
+        InputError."""
 
     @abc.abstractmethod
     def push(self, params: Params, carry: Carry, wave: Wave, key: Key[Array, ""]) -> tuple[Carry, Wave]:
         """The next chunk, a whole number of hops, in and out; `delay` samples late. The key is the same for all chunks.
 
-        The outputs, joined, are decode(encode(everything)).
+        The outputs, joined, are those of everything at once.
         """
 
 
 class Vocodes(Model):
-    """Turns sound into frames of features, such as a mel spectrogram, `hop` samples each, and features into sound."""
+    """Turns sound into frames of features, such as a mel spectrogram, `hop` samples each, and features into sound.
+
+    Training takes the frames `given` beside a batch's sounds, one for each of their hops, in place of its own.
+    """
+
+    faintest: ClassVar[float] = -float("inf")  # what features are at least
 
     @property
     @abc.abstractmethod
@@ -265,6 +292,10 @@ class Vocodes(Model):
     @abc.abstractmethod
     def features(self, wave: Wave) -> Frames:
         """The frames of a sound of a whole number of hops: frame i is centred on the middle of its `hop` samples."""
+
+    def from_log(self, frames: Frames) -> Frames:
+        """Features of natural logarithms of the magnitudes of mels: in most models these are the features."""
+        return frames
 
     def open(self, params: Params, batch: int) -> Carry:
         """What `vocode` knows of the past before the first frame: nothing, in most models."""

@@ -74,6 +74,8 @@ def test_features_leave_the_scores_out_and_recordings_are_not_pulled():
     pairs = [(a, b) for r, f in zip(real, fake, strict=True) for a, b in zip(r[:-1], f[:-1], strict=True)]
     expected = sum(np.mean(np.abs(a - b)) for a, b in pairs)
     np.testing.assert_allclose(feature_distance(real, fake), expected, rtol=1e-5)
+    ends = sum(np.mean(np.abs(np.asarray(r[-1]) - np.asarray(f[-1]))) for r, f in zip(real, fake, strict=True))
+    np.testing.assert_allclose(feature_distance(real, fake, whole=True), expected + ends, rtol=1e-5)
     by_real, by_fake = jax.grad(feature_distance, (0, 1))(real, fake)
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(by_real))
     assert all(np.asarray(critic[0]).any() and not np.asarray(critic[-1]).any() for critic in by_fake)

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxaudio.core import InputError, Streams
+from jaxaudio.core import Encodes, InputError, Streams
 from jaxaudio.runtime.folder import Trained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Toy(Streams):
+class Toy(Encodes, Streams):
     """A frame is rotated, mixed with its neighbours on the way in and on the way out, and hisses by its number."""
 
     sample_rate: int = 1000

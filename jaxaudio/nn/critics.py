@@ -1,10 +1,11 @@
-"""Critics of waveforms that several papers share: by periods of samples, and by bands of complex spectra.
+"""Critics of waveforms that several papers share: by periods of samples, at several rates, by spectra.
 
 Each is called on a sound [batch, time, channels] and gives, for every critic in it, a list of maps [rows, ...]: the
 features of each layer behind its activation, and at last the scores. Channels of a sound are channels of the input.
 
-Source: `Periods` is that of HiFi-GAN (Kong et al. 2020), `Spectra` that of the Descript codec (Kumar et al. 2023,
-arXiv 2306.06546) and, by its fields, that of EnCodec (Defossez et al. 2022).
+Source: `Periods` and `Scales` are those of HiFi-GAN (Kong et al. 2020), `Scales` as in MelGAN (Kumar et al. 2019);
+`Magnitudes` is that of UnivNet (Jang et al. 2021) and BigVGAN (Lee et al. 2023), `Spectra` that of the Descript codec
+(Kumar et al. 2023, arXiv 2306.06546) and, by its fields, that of EnCodec (Defossez et al. 2022).
 """
 
 import itertools
@@ -18,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxaudio.core import InputError, Wave
-from jaxaudio.dsp.stft import stft, window
+from jaxaudio.dsp.stft import magnitudes, stft, window
 from jaxaudio.nn.conv import Conv
 from jaxaudio.nn.stream import INIT
 
@@ -30,8 +31,7 @@ class Periods(nn.Module):
 
     periods: Sequence[int] = (2, 3, 5, 7, 11)
     widths: Sequence[int] = (32, 128, 512, 1024, 1024)  # channels of the layers; each but the last shortens by 3
-    always: bool = True  # a whole period is put behind a sound that needs none (DAC's); False: nothing is (HiFi-GAN's)
-    slope: float = 0.1  # of the activation below 0
+    always: bool = True  # a whole period is put behind a sound that needs none (Descript); False: nothing (HiFi-GAN)
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -40,13 +40,12 @@ class Periods(nn.Module):
 
     def maps(self, wave: Wave, period: int) -> Maps:
         """Of one period, whose phases are rows beside those of the batch."""
-        behind = -wave.shape[1] % period
-        x = mirrored(wave, 0, behind or (period if self.always else 0))
+        x = mirrored(wave, 0, -wave.shape[1] % period or (period if self.always else 0))
         x = jnp.moveaxis(x.reshape(len(x), -1, period, x.shape[-1]), 2, 1)
         x, found = x.reshape(-1, *x.shape[2:]), []
         for i, width in enumerate(self.widths):
             stride = 1 if i == len(self.widths) - 1 else 3
-            x = nn.leaky_relu(self.conv(width, 5, stride, f"period_{period}_{i}")(x), self.slope)
+            x = nn.leaky_relu(self.conv(width, 5, stride, f"period_{period}_{i}")(x), 0.1)
             found.append(x)
         found.append(self.conv(1, 3, 1, f"period_{period}_score")(x))
         return [x.astype(jnp.float32) for x in found]
@@ -56,6 +55,72 @@ class Periods(nn.Module):
         return Conv(
             width, (taps,), (stride,), taps // 2, weight_norm=True, dtype=self.dtype, kernel_init=INIT, name=name
         )
+
+
+class Scales(nn.Module):
+    """A critic per rate: of the sound as it is, and of ever more halvings of its rate. The layers of the first have
+    spectral norm: their state is in flax's collection "spectral", see nn/conv.py."""
+
+    scales: int = 3
+    widths: Sequence[int] = (128, 128, 256, 512, 1024, 1024, 1024)  # channels of the layers
+    taps: Sequence[int] = (15, 41, 41, 41, 41, 41, 5)
+    strides: Sequence[int] = (1, 2, 2, 4, 4, 1, 1)
+    groups: Sequence[int] = (1, 4, 16, 16, 16, 16, 1)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, wave: Wave) -> list[Maps]:
+        found = []
+        for scale in range(self.scales):
+            wave = halved(wave) if scale else wave
+            found.append(self.maps(wave, scale))
+        return found
+
+    def maps(self, wave: Wave, scale: int) -> Maps:
+        """Of one rate."""
+        x, found = wave, []
+        given = {"weight_norm": scale > 0, "spectral_norm": not scale, "dtype": self.dtype, "kernel_init": INIT}
+        for i, (width, taps, stride, groups) in enumerate(
+            zip(self.widths, self.taps, self.strides, self.groups, strict=True)
+        ):
+            name = f"scale_{scale}_{i}"
+            x = Conv(width, (taps,), (stride,), taps // 2, groups=groups, **given, name=name)(x)
+            x = nn.leaky_relu(x, 0.1)
+            found.append(x)
+        found.append(Conv(1, (3,), (1,), 1, **given, name=f"scale_{scale}_score")(x))
+        return [x.astype(jnp.float32) for x in found]
+
+
+class Magnitudes(nn.Module):
+    """A critic per window of a magnitude spectrum, a picture of frequencies and frames, which it halves in time."""
+
+    sizes: Sequence[int] = (1024, 2048, 512)  # samples of the Fourier transforms
+    hops: Sequence[int] = (120, 240, 50)  # samples
+    lengths: Sequence[int] = (600, 1200, 240)  # samples of the rectangular windows, zeros around them
+    width: int = 32  # channels of every layer
+    halvings: int = 3  # layers that halve the frames
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, wave: Wave) -> list[Maps]:
+        return [self.maps(wave, *of) for of in zip(self.sizes, self.hops, self.lengths, strict=True)]
+
+    def maps(self, wave: Wave, size: int, hop: int, length: int) -> Maps:
+        """Of one window; [rows, bins, frames, channels]."""
+        around = mirrored(wave, (size - hop) // 2, (size - hop) // 2)
+        x = magnitudes(jnp.moveaxis(around, -1, 1), size, hop, np.ones(length, np.float32), "valid")
+        x, found = jnp.moveaxis(x, 1, -1).swapaxes(1, 2), []
+        for i in range(self.halvings + 2):
+            taps, stride = (3, 3 if i > self.halvings else 9), (1, 2 if 0 < i <= self.halvings else 1)
+            x = nn.leaky_relu(self.conv(self.width, taps, stride, f"size_{size}_{i}")(x), 0.1)
+            found.append(x)
+        found.append(self.conv(1, (3, 3), (1, 1), f"size_{size}_score")(x))
+        return [x.astype(jnp.float32) for x in found]
+
+    def conv(self, width: int, taps: tuple[int, int], stride: tuple[int, int], name: str) -> Conv:
+        """A layer over frequency and time."""
+        padding = tuple((n // 2, n // 2) for n in taps)
+        return Conv(width, taps, stride, padding, weight_norm=True, dtype=self.dtype, kernel_init=INIT, name=name)
 
 
 class Spectra(nn.Module):
@@ -124,6 +189,15 @@ def compared(critics: Callable[[Wave], list[Maps]], real: Wave, fake: Wave) -> t
     found = critics(jnp.stack([real, fake], 1).reshape(-1, *real.shape[1:]))
     part = lambda x, side: x.reshape(len(real), 2, -1, *x.shape[1:])[:, side]
     return tuple([[part(x, side) for x in maps] for maps in found] for side in range(2))
+
+
+def halved(wave: Wave) -> Float[Array, "batch half channels"]:
+    """At half the rate, T // 2 + 1 samples: the mean of four, two further each time, zeros around (PyTorch's
+    AvgPool1d(4, 2, 2))."""
+    pairs = (wave.shape[1] + 4) // 2
+    x = jnp.pad(wave, ((0, 0), (2, 2), (0, 0)))[:, : 2 * pairs]
+    sums = jnp.sum(x.reshape(len(x), pairs, 2, -1), 2)
+    return (sums[:, :-1] + sums[:, 1:]) / 4
 
 
 def levelled(wave: Wave) -> Wave:

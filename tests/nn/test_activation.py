@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxaudio.nn.activation import Snake, SnakeBeta, snake
+from jaxaudio.nn.activation import AntiAliased, Snake, SnakeBeta, downsampled, snake, upsampled
 
 
 def plain(x, a, b):
@@ -69,3 +69,32 @@ def test_half_precision_comes_back_as_it_came(given):
     assert value.dtype == jnp.bfloat16
     assert [leaf.dtype for leaf in pull(value)] == [jnp.bfloat16, jnp.float32, jnp.float32]
     np.testing.assert_allclose(value.astype(jnp.float32), plain(np.asarray(x, np.float64), 1, 1), rtol=1e-2, atol=1e-2)
+
+
+def test_an_activation_at_twice_the_rate_equals_bigvgans():
+    """Values and gradients, the ends among them; a signal may be shorter than the filters."""
+    torch = pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
+    from benchmarks.peers import hifigan as peer
+
+    layer, rng = AntiAliased(SnakeBeta), np.random.default_rng(0)
+    for length in (40, 2):
+        x, slope = rng.standard_normal((2, 2, length, 3)).astype(np.float32)
+        params = {"params": {"activation": {"alpha": jnp.asarray([0.3, -0.5, 1.0]), "beta": jnp.asarray([0.1, 0, -1])}}}
+        theirs = peer.AntiAliased(peer.SnakeBeta(3))
+        peer.load(theirs, params["params"])
+        signal = torch.tensor(x).mT.requires_grad_()
+        found = theirs(signal)
+        (by_signal,) = torch.autograd.grad(found, signal, torch.tensor(slope).mT)
+        value, pull = jax.vjp(jax.jit(lambda x, params=params: layer.apply(params, x)), jnp.asarray(x))
+        np.testing.assert_allclose(value, found.detach().mT, atol=5e-5)
+        np.testing.assert_allclose(pull(jnp.asarray(slope))[0], by_signal.mT, atol=5e-5)
+
+
+def test_at_twice_the_rate_a_harmonic_beyond_half_the_rate_folds_back_12_db_softer():
+    """A sine at 0.35 of the rate: its square has a partial at 0.7, which folds to 0.3; 12 taps take 12 dB."""
+    time = np.arange(1000)
+    wave = jnp.asarray(np.sin(2 * np.pi * 0.35 * time), jnp.float32).reshape(1, -1, 1)
+    at = lambda x: np.abs(np.sum(np.asarray(x)[0, :, 0] * np.exp(-2j * np.pi * 0.3 * time)))
+    folded, clean = (at(layer.init_with_output(jax.random.key(0), wave)[0]) for layer in (Snake(), AntiAliased(Snake)))
+    assert clean < 0.25 * folded
+    np.testing.assert_allclose(downsampled(*upsampled(jnp.ones((1, 9, 2)))), 1, atol=1e-5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxaudio.core import InputError
-from jaxaudio.nn.critics import Periods, Spectra, compared, edges, levelled, mirrored
+from jaxaudio.nn.critics import Periods, Spectra, compared, edges, halved, levelled, mirrored
 
 SIZES = {"windows": (64, 32), "bands": (0.0, 0.25, 1.0), "width": 3}
 ENCODEC = {"dilations": (1, 2), "slope": 0.2, "matched": False, "normalised": True}
@@ -100,6 +100,14 @@ def test_sound_is_mirrored_as_numpy_does_and_bands_cover_what_they_say():
         edges(16, (0.0, 0.01, 1.0))
     with pytest.raises(InputError, match="mirror"):
         mirrored(wave, 0, 20)
+
+
+@pytest.mark.parametrize("length", [2, 9, 10])
+def test_half_the_rate_is_the_mean_of_four_samples_with_zeros_around(length):
+    wave = np.asarray(sound(length))
+    padded = np.pad(wave, ((0, 0), (2, 2), (0, 0)))
+    expected = [padded[:, i : i + 4].mean(1) for i in range(0, length + 1, 2)]
+    np.testing.assert_allclose(halved(jnp.asarray(wave)), np.stack(expected, 1), atol=1e-6)
 
 
 def test_half_precision_is_near_and_its_maps_are_wide():
