@@ -23,7 +23,7 @@ from jaxaudio.data.pack import Pack
 from jaxaudio.metrics import pairs as P
 from jaxaudio.runtime.folder import Trained
 
-CODED = 200  # recordings at most: the adaptive coder takes one code after the other
+CODED = 200  # recordings at most: each is coded, and decoded at every rate
 PARTS = 3  # of the recording that is coded in parts, and at once: that takes memory
 MOST_COST = 0.03  # of a container, over the codes
 DISTANCES = ("mel_distance", "stft_distance", "si_sdr")  # of `P.METRICS`, at every rate
@@ -33,13 +33,13 @@ def of_codec(run: Trained, pack: Pack, split: str, n: int, how: Mapping[str, int
     """Recordings as streams and back, `n` and CODED at most; how: `resamples` and `seed` of intervals, and of noise."""
     clips = clips_of(cut_into(run, stretch(run, pack, split, run.model.segment)), pack, split)
     real, left_out = heard(clips, min(n, CODED))
-    model, codes, table = run.model, coded(run, real), bitstream.tabled(np.asarray(run.params["usage"]))
+    model, codes, tables = run.model, coded(run, real), bitstream.tabled(np.asarray(run.params["usage"]))
     about = (model.sample_rate, model.channels, clips.segment, model.hop, model.codebooks, model.codebook_size)
-    header, seconds = bitstream.Header("adaptive", bytes(8), run.step, *about), clips.segment / model.sample_rate
-    static = np.stack([static_bits(each, table) for each in codes])
-    adaptive = np.stack([adaptive_bits(each, table, header.per_block) for each in codes])
-    rows = rate_rows(header, {"static": static, "adaptive": adaptive}, seconds, how)
-    rows += container_rows(header, codes, table, adaptive.sum(1) / 8, how)
+    header, seconds = bitstream.Header("context", bytes(8), run.step, *about), clips.segment / model.sample_rate
+    static = np.stack([static_bits(each, tables) for each in codes])
+    context = np.stack([context_bits(each, tables, header.per_block) for each in codes])
+    rows = rate_rows(header, {"static": static, "context": context}, seconds, how)
+    rows += container_rows(header, codes, tables, context.sum(1) / 8, how)
     for books in counts(model.codebooks):
         made = sound_of(run, codes[..., :books], real.shape[1], how["seed"])
         listened = books == model.codebooks
@@ -104,28 +104,25 @@ def rate_rows(
             values = cost[:, :books].sum(1) / seconds / 1000
             note = bitstream.saving(1 - values.mean() / (each * books))
             rows.append(averaged(f"{name}, {of}", values, how, "kbps", "lower", note))
-    saved = 1 - bits["adaptive"].sum(1) / seconds / 1000 / (each * header.codebooks)
-    rows.append(averaged("saved by entropy coding", saved, how, "", "higher", "of raw codes; adaptive, all codebooks"))
+    saved = 1 - bits["context"].sum(1) / seconds / 1000 / (each * header.codebooks)
+    rows.append(averaged("saved by entropy coding", saved, how, "", "higher", "of raw codes; context, all codebooks"))
     return rows
 
 
-def static_bits(codes: np.ndarray, table: np.ndarray) -> Float[np.ndarray, "codebooks"]:
-    """What the codes [frames, codebooks] of each codebook cost under the table."""
-    share = table / table.sum(1, keepdims=True)
+def static_bits(codes: np.ndarray, tables: bitstream.Tables) -> Float[np.ndarray, "codebooks"]:
+    """What the codes [frames, codebooks] of each codebook cost under its table."""
+    share = tables.whole / tables.whole.sum(1, keepdims=True)
     return np.array([-np.log2(share[k, column]).sum() for k, column in enumerate(codes.T)])
 
 
-def adaptive_bits(codes: np.ndarray, table: np.ndarray, per_block: int) -> Float[np.ndarray, "codebooks"]:
-    """The same as the adaptive method has it."""
+def context_bits(codes: np.ndarray, tables: bitstream.Tables, per_block: int) -> Float[np.ndarray, "codebooks"]:
+    """The same as the method context has it."""
     bits = np.zeros(codes.shape[1])
     for start in range(0, len(codes), per_block):
-        expected = bitstream.Adaptive(table)
-        for frame in codes[start : start + per_block].tolist():
-            expected.next()
-            for k, code in enumerate(frame):
-                likely = expected.table(k)
-                bits[k] -= np.log2(likely[code] / likely.sum())
-                expected.add(k, code)
+        block = codes[start : start + per_block]
+        for k, column in enumerate(block.T):
+            likely = bitstream.likely(tables, k, bitstream.behind(block, k))
+            bits[k] -= np.log2(likely[np.arange(len(column)), column] / likely.sum(1)).sum()
     return bits
 
 
@@ -133,10 +130,10 @@ def adaptive_bits(codes: np.ndarray, table: np.ndarray, per_block: int) -> Float
 
 
 def container_rows(
-    header: bitstream.Header, codes: np.ndarray, table: np.ndarray, worth: np.ndarray, how: Mapping[str, int]
+    header: bitstream.Header, codes: np.ndarray, tables: bitstream.Tables, worth: np.ndarray, how: Mapping[str, int]
 ) -> list[Row]:
     """What files take over the bytes that their codes are `worth`, and from which length on that is little."""
-    spare = np.array([file_size(header, each, table) for each in codes]) - worth
+    spare = np.array([file_size(header, each, tables) for each in codes]) - worth
     seconds = header.length / header.sample_rate
     note = f"{spare.mean():.1f} bytes of {np.mean(worth + spare):.0f} in a file of {seconds:.3g} s, all codebooks"
     cost = averaged("container over codes", spare / worth, how, "", "lower", note)
@@ -145,10 +142,10 @@ def container_rows(
     return [cost, Row("length of a cheap container", enough, None, None, len(codes), "s", "lower", note)]
 
 
-def file_size(header: bitstream.Header, codes: np.ndarray, table: np.ndarray) -> int:
+def file_size(header: bitstream.Header, codes: np.ndarray, tables: bitstream.Tables) -> int:
     """Bytes of a stream."""
     with tempfile.TemporaryFile() as file:
-        bitstream.write(file, header, [codes.astype(np.int32)], table)
+        bitstream.write(file, header, [codes.astype(np.int32)], tables)
         return file.tell()
 
 

@@ -153,11 +153,13 @@ class Steps(Quantizes):
 
 
 def steps(folder, **fields):
-    """As a trained run, whose training saw the middle codes most."""
+    """As a trained run, whose training saw the middle codes most, and the coarsest stay near those before."""
     model = Steps(**fields)
-    middle = np.abs(np.arange(model.codebook_size) - (model.codebook_size - 1) / 2)
-    usage = np.tile(1000 * np.exp(-middle), (model.codebooks, 1)).astype(np.float32)
-    return Trained(folder, model, {"usage": usage}, 2, ())
+    codes = np.arange(model.codebook_size)
+    middle = np.exp(-np.abs(codes - (model.codebook_size - 1) / 2))
+    usage = np.tile(1000 * middle[:, None] * middle, (model.codebooks, 1, 1))
+    usage[0] = 1000 * middle[:, None] * np.exp(-np.abs(codes[:, None] - codes))
+    return Trained(folder, model, {"usage": usage.astype(np.float32)}, 2, ())
 
 
 PARAMS = {"loud": np.float32(1)}

@@ -52,12 +52,12 @@ def test_every_rate_has_its_cost_and_its_distances(card, rows):
     assert "1 of 8 recordings, which are silent" in card.left_out
     for books, of in ((1, "1 codebook"), (2, "2 codebooks"), (3, "3 codebooks")):
         assert rows[f"raw, {of}"].value == pytest.approx(4 * books)
-        for method in ("static", "adaptive"):
+        for method in ("static", "context"):
             row = rows[f"{method}, {of}"]
             assert row.low <= row.value <= row.high
             share = 1 - row.value / (4 * books)
             assert row.note == (f"{share:.1%} saved" if share > 0 else "no saving")
-    assert rows["adaptive, 1 codebook"].value < 0.7 * rows["static, 1 codebook"].value, "its codes stay"
+    assert rows["context, 1 codebook"].value < 0.7 * rows["static, 1 codebook"].value, "its codes stay"
     values = [rows[f"si sdr, {of}"].value for of in ("1 codebook", "2 codebooks", "3 codebooks")]
     assert values == sorted(values)
     assert values[2] > 25
@@ -70,21 +70,21 @@ def test_every_rate_has_its_cost_and_its_distances(card, rows):
 
 def test_costs_are_those_of_the_streams(pack, rows):
     rng = np.random.default_rng(0)
-    table = bitstream.tabled((100 * rng.random((3, 16))).astype(np.float32))
+    tables = bitstream.tabled((100 * rng.random((3, 16, 16)) ** 4).astype(np.float32))
     codes = rng.integers(0, 16, (70, 3)).astype(np.int32)
     codes[10:40] = codes[10]
-    known = bitstream.Header("adaptive", bytes(8), 300, 1000, 1, 560, 8, 3, 16)
+    known = bitstream.Header("context", bytes(8), 300, 1000, 1, 560, 8, 3, 16)
     for method, bits in (
-        ("static", C.static_bits(codes, table)),
-        ("adaptive", C.adaptive_bits(codes, table, known.per_block)),
+        ("static", C.static_bits(codes, tables)),
+        ("context", C.context_bits(codes, tables, known.per_block)),
     ):
-        size = len(bitstream.encoded(codes, known._replace(method=method), table))
-        assert bits.sum() / 8 - 0.01 <= size <= bits.sum() / 8 + 4
-    apart = C.adaptive_bits(codes[:35], table, 100) + C.adaptive_bits(codes[35:], table, 100)
-    np.testing.assert_allclose(C.adaptive_bits(codes, table, 35), apart)
-    leading = C.adaptive_bits(codes[:, :2], table[:2], 100)
-    np.testing.assert_allclose(leading, C.adaptive_bits(codes, table, 100)[:2])
-    spare = C.file_size(known, codes, table) - len(bitstream.encoded(codes, known, table))
+        size = len(bitstream.encoded(codes, known._replace(method=method), tables))
+        assert bits.sum() / 8 - 0.01 <= size <= bits.sum() / 8 + 4.01
+    apart = C.context_bits(codes[:35], tables, 100) + C.context_bits(codes[35:], tables, 100)
+    np.testing.assert_allclose(C.context_bits(codes, tables, 35), apart)
+    leading = C.context_bits(codes[:, :2], tables, 100)
+    np.testing.assert_allclose(leading, C.context_bits(codes, tables, 100)[:2])
+    spare = C.file_size(known, codes, tables) - len(bitstream.encoded(codes, known, tables))
     assert spare == 4 + 1 + 8 + (2 + 2 + 1 + 2 + 1 + 1 + 1) + 2 + (2 + 1 + 1 + 4)
 
 

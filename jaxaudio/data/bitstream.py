@@ -7,7 +7,7 @@ little-endian.
 The header:
     3 bytes   "JAZ"
     1 byte    version of this format: 1
-    1 byte    method by which codes are written (0 raw, 1 static, 2 adaptive), plus 16 where a level follows
+    1 byte    method by which codes are written (0 raw, 1 static, 2 context), plus 16 where a level follows
     8 bytes   fingerprint of the codec's checkpoint
     varints   step of that checkpoint, sample rate in Hz, channels, length in samples, samples per frame, codebooks
               used, values of a code
@@ -24,14 +24,21 @@ Blocks know nothing of each other, so that one that is damaged spoils no other o
 The codes of a block, by method:
     raw       frame by frame, the coarsest codebook first, each as bits, the highest first; zeros fill the last byte
     static    codebook by codebook, range coded under how often each code came in training
-    adaptive  frame by frame, the coarsest codebook first, range coded under what `Adaptive` expects
-The range coder is `constriction`'s, its words of 32 bits. Its tables are whole numbers, of sums that float64 holds
-exactly, and come from counts alone: every machine decodes what any machine encoded.
+    context   codebook by codebook, range coded under how often each code came in training beside the same code of the
+              coarsest codebook: of the same frame, and for the coarsest codebook itself of the frame before
+The range coder is `constriction`'s, its words of 32 bits. How likely a code is it is told in whole numbers, as float64:
+they come from counts alone, and every machine decodes what any machine encoded. With usage[k, c, x] how often code x of
+codebook k came in training in context c, in 16ths, rounded down:
+    static    m[x] = 1 + the sum of usage[k, c, x] over all c
+    context   usage[k, c, x] * M + 300 * 16 * m[x] with M the sum of m: all codes, as in `static`, are worth 300 counts
+              that are added to those of the context. In the first frame of a block the coarsest codebook has no
+              context: m[x]. Of a code y the context is c = y * contexts // values of a code, rounded down.
+All sums stay below 2**53, which float64 holds exactly: a count above 2**22 is taken for that, and where those of a
+codebook sum to 2**26 16ths or more, they are shifted to the right by as many bits as that sum has beyond 26.
 """
 
 import struct
 import zlib
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -45,22 +52,21 @@ from jaxaudio.data import audio
 from jaxaudio.data.files import regular
 
 Codes = Int[np.ndarray, "frames codebooks"]
-Table = Int[np.ndarray, "tables size"]  # at least as many as codebooks
+Context = Int[np.ndarray, "frames"]  # the code by which another one is expected; -1: none
 
 model, queue = constriction.stream.model, constriction.stream.queue
 
 MAGIC, VERSION = b"JAZ", 1
-METHODS = ("raw", "static", "adaptive")
+METHODS = ("raw", "static", "context")
 LEVEL = 16
 BLOCK_SECONDS = 10.0
 MOST_VARINT = 9  # bytes
 MOST_SIZE = 1 << 16  # values of a code
 MOST_CODEBOOKS = 1 << 8
-FINEST = 1 << 16  # of a table: how often the most frequent code comes
+MOST_ROWS = 1 << 20  # numbers in the tables that the range coder is given at once
 
-SHARES, KEPT = 1 << 24, 1 << 20  # what the weights of a mixture add up to; bits of a probability on top of that
-PRIOR, BACK = 128, 4  # counts that the table is worth, and that all codes are worth to those in a context
-RESTART = 33  # 1 / share of a mixture that is dealt out anew with each code: Herbster & Warmuth's fixed share
+FINE, BACK = 16, 300  # parts of a count; counts that all codes are worth to those in a context
+MOST_BITS = 26  # of the sum of a codebook's counts
 
 
 class Header(NamedTuple):
@@ -100,6 +106,13 @@ class Block(NamedTuple):
     size: int  # bytes
 
 
+class Tables(NamedTuple):
+    """How often codes came in training, in whole numbers; of at least as many codebooks as a stream has."""
+
+    counts: Int[np.ndarray, "codebooks contexts size"]  # in 16ths
+    whole: Int[np.ndarray, "codebooks size"]  # in all contexts, and 1
+
+
 class Stream(NamedTuple):
     """A file that was looked through: what can be decoded of it."""
 
@@ -126,10 +139,10 @@ def saving(share: float) -> str:
 # ------------------------------------------------------------------------------------------------------ the container
 
 
-def write(file: BinaryIO, header: Header, codes: Iterable[Codes], table: Table) -> int:
+def write(file: BinaryIO, header: Header, codes: Iterable[Codes], tables: Tables) -> int:
     """Writes codes that come in parts [some frames, codebooks]; how many bytes of the file are codes.
 
-    Holds a block at a time. table: of `tabled`. Raises InputError where `look` would refuse the codec.
+    Holds a block at a time. tables: of `tabled`. Raises InputError where `look` would refuse the codec.
     """
     for name, most in (("codebooks", MOST_CODEBOOKS), ("codebook_size", MOST_SIZE)):
         if getattr(header, name) > most:
@@ -138,7 +151,7 @@ def write(file: BinaryIO, header: Header, codes: Iterable[Codes], table: Table) 
     held, total = np.zeros((0, header.codebooks), np.int32), 0
 
     def block(part: Codes, last: bool) -> int:
-        payload = encoded(part, header, table)
+        payload = encoded(part, header, tables)
         content = varint(2 * len(part) + last) + varint(len(payload))
         content += _low(zlib.crc32(content)) + payload
         file.write(content + struct.pack("<I", zlib.crc32(content)))
@@ -164,7 +177,7 @@ def look(path: Path) -> Stream:
         raise audio.Unusable(problem.strerror or "it can't be read") from problem
 
 
-def codes_of(path: Path, stream: Stream, table: Table) -> Iterator[Codes]:
+def codes_of(path: Path, stream: Stream, tables: Tables) -> Iterator[Codes]:
     """The codes, block by block."""
     header = stream.header
     with open(path, "rb") as file:
@@ -172,7 +185,7 @@ def codes_of(path: Path, stream: Stream, table: Table) -> Iterator[Codes]:
             file.seek(block.offset)
             payload = file.read(block.size)
             try:
-                yield decoded(payload, block.frames, header, table)
+                yield decoded(payload, block.frames, header, tables)
             except (AssertionError, ValueError) as problem:
                 raise audio.Unusable(f"block {number + 1} holds what no encoder writes: encode it again") from problem
 
@@ -296,40 +309,56 @@ def _broken(where: str, begin: int, how: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- the codes
 
 
-def tabled(usage: Float[np.ndarray, "tables size"]) -> Table:
-    """How often each code comes, in whole numbers from 1 to FINEST, of how often it came in training.
+def tabled(usage: Float[np.ndarray, "..."]) -> Tables:
+    """Whole numbers of how often each code came in training.
 
-    usage: counts, which may have been averaged. Of each codebook only the largest count and quotients of two are
-    taken: no sum that another machine might round in another way.
+    usage: [codebooks, contexts, values of a code], counts, which may have been averaged. Raises InputError where they
+    are of another form or not finite.
     """
+    if usage.ndim != 3 or not 0 < usage.shape[1] <= usage.shape[2]:
+        found = f"counts of codes {list(usage.shape)}, not of [codebooks, contexts, values]"
+        raise InputError(f"the checkpoint has {found}: it is of another version; train the codec anew")
     if not np.isfinite(usage).all():
         raise InputError("how often codes came in training is not finite: name an earlier --checkpoint")
-    count = np.maximum(np.asarray(usage, np.float64), 0) + 1
-    return (count / count.max(1, keepdims=True) * (FINEST - 1)).astype(np.int64) + 1
+    counts = np.floor(np.clip(usage, 0, (1 << MOST_BITS) / FINE) * FINE).astype(np.int32)
+    for table in counts:
+        table >>= max(0, int(table.sum(dtype=np.int64)).bit_length() - MOST_BITS)
+    return Tables(counts, counts.sum(1, dtype=np.int64) + 1)
 
 
-def encoded(codes: Codes, header: Header, table: Table) -> bytes:
+def behind(codes: Codes, k: int) -> Context:
+    """What the codes of codebook k of a block are expected by: those of the coarsest codebook in the same frame, and
+    this itself by the frame before."""
+    return codes[:, 0] if k else np.concatenate([[-1], codes[:-1, 0]])
+
+
+def likely(tables: Tables, k: int, context: Context) -> Float[np.ndarray, "frames size"]:
+    """How likely each code of codebook k is, up to a factor; whole numbers."""
+    counts, whole = tables.counts[k], tables.whole[k][None]
+    number = context.astype(np.int64) * len(counts) // counts.shape[1]
+    expected = counts[number].astype(np.int64) * whole.sum() + BACK * FINE * whole
+    return np.where((context < 0)[:, None], whole, expected).astype(np.float64)
+
+
+def encoded(codes: Codes, header: Header, tables: Tables) -> bytes:
     """The codes of a block as bytes. Raises InputError where one is out of range."""
     if codes.size and not (codes.min() >= 0 and codes.max() < header.codebook_size):
         rule = f"0 to {header.codebook_size - 1}"
         raise InputError(f"the model gives codes from {codes.min()} to {codes.max()}: they are {rule}")
     if header.method == "raw":
         return np.packbits((codes.reshape(-1, 1) >> np.arange(header.bits)[::-1]) & 1).tobytes()
-    coder = queue.RangeEncoder()
-    if header.method == "static":
-        for column, row in zip(codes.T.astype(np.int32), table, strict=False):
-            coder.encode(np.ascontiguousarray(column), model.Categorical(row.astype(np.float64), perfect=False))
-    else:
-        family, expected = model.Categorical(perfect=False), Adaptive(table[: header.codebooks])
-        for frame in codes.astype(np.int32):
-            expected.next()
-            for k, code in enumerate(frame.tolist()):
-                coder.encode(frame[k : k + 1], family, expected.table(k).reshape(1, -1))
-                expected.add(k, code)
+    coder, family = queue.RangeEncoder(), model.Categorical(perfect=False)
+    for k, column in enumerate(np.ascontiguousarray(codes.T.astype(np.int32))):
+        if header.method == "static":
+            coder.encode(column, static(tables, k))
+            continue
+        context = behind(codes, k)
+        for part in parts(header, len(codes)):
+            coder.encode(column[part], family, likely(tables, k, context[part]))
     return coder.get_compressed().astype("<u4").tobytes()
 
 
-def decoded(payload: bytes, frames: int, header: Header, table: Table) -> Codes:
+def decoded(payload: bytes, frames: int, header: Header, tables: Tables) -> Codes:
     """The codes of a block. Raises AssertionError or ValueError where no codes give these bytes."""
     shape = (frames, header.codebooks)
     if header.method == "raw":
@@ -338,72 +367,33 @@ def decoded(payload: bytes, frames: int, header: Header, table: Table) -> Codes:
         if len(payload) != -(-count // 8) or values.max() >= header.codebook_size:
             raise ValueError("no codes give these bytes")
         return values.astype(np.int32)
-    coder = queue.RangeDecoder(np.frombuffer(payload, "<u4").astype(np.uint32))
+    coder, family = (
+        queue.RangeDecoder(np.frombuffer(payload, "<u4").astype(np.uint32)),
+        model.Categorical(perfect=False),
+    )
     codes = np.empty(shape, np.int32)
-    if header.method == "static":
-        for k, row in enumerate(table[: header.codebooks]):
-            codes[:, k] = coder.decode(model.Categorical(row.astype(np.float64), perfect=False), frames)
-    else:
-        family, expected = model.Categorical(perfect=False), Adaptive(table[: header.codebooks])
-        for frame in codes:
-            expected.next()
-            for k in range(header.codebooks):
-                frame[k] = coder.decode(family, expected.table(k).reshape(1, -1))[0]
-                expected.add(k, int(frame[k]))
+    for k in range(header.codebooks):
+        if header.method == "static":
+            codes[:, k] = coder.decode(static(tables, k), frames)
+        elif k:
+            context = behind(codes, k)
+            for part in parts(header, frames):
+                codes[part, k] = coder.decode(family, likely(tables, k, context[part]))
+        else:
+            for i in range(frames):  # each is the context of the next one
+                context = behind(codes[max(0, i - 1) : i + 1], 0)[-1:]
+                codes[i, 0] = coder.decode(family, likely(tables, 0, context))[0]
     if not coder.maybe_exhausted():
         raise ValueError("no codes give these bytes")
     return codes
 
 
-class Adaptive:
-    """What codes to expect, from those that came before in the same block: of each codebook a mixture of four opinions.
+def static(tables: Tables, k: int) -> model.Categorical:
+    """How likely each code of codebook k is in any context."""
+    return model.Categorical(tables.whole[k].astype(np.float64), perfect=False)
 
-    They are the table; how often each code came, with the table as PRIOR counts; and what came behind the same code of
-    the frame before, and behind the same code of the next coarser codebook, either with the second opinion as BACK
-    counts. What an opinion weighs follows how well it foretold the codes so far, by Bayes' rule. All numbers are whole.
-    """
 
-    def __init__(self, table: Table):
-        self.static, self.total = table, [int(row.sum()) for row in table]
-        self.counts = np.zeros_like(table)
-        self.behind = [(defaultdict(list), defaultdict(list)) for _ in table]
-        self.weights = [[SHARES // 4] * 4 for _ in table]
-        self.frame, self.before, self.contexts = [], [], ([], [])
-        self.seen = 0  # frames before this one
-
-    def next(self) -> None:
-        """A frame begins."""
-        self.seen += bool(self.frame)
-        self.before, self.frame = self.frame, []
-
-    def table(self, k: int) -> Float[np.ndarray, "size"]:
-        """How likely each code of codebook k is, the next one, up to a factor; whole numbers."""
-        first, second = self.behind[k]
-        after = first[self.before[k]] if self.before else []
-        beside = second[self.frame[k - 1]] if k else []
-        self.contexts = after, beside
-        static, own, *others = (weight * KEPT for weight in self.weights[k])
-        shares = [weight // (BACK + len(past)) for weight, past in zip(others, self.contexts, strict=True)]
-        each = (own + BACK * sum(shares)) // (PRIOR + self.seen)
-        likely = (static + PRIOR * each) // self.total[k] * self.static[k] + each * self.counts[k]
-        for share, past in zip(shares, self.contexts, strict=True):
-            if past:
-                np.add.at(likely, past, share)
-        return likely.astype(np.float64)
-
-    def add(self, k: int, code: int) -> None:
-        """That one came; `table` was asked for it."""
-        static = SHARES * KEPT * int(self.static[k, code]) // self.total[k]
-        own = (PRIOR * static + SHARES * KEPT * int(self.counts[k, code])) // (PRIOR + self.seen)
-        told = [static, own]
-        for past in self.contexts:
-            told.append((BACK * own + SHARES * KEPT * past.count(code)) // (BACK + len(past)))
-        earned = [weight * told for weight, told in zip(self.weights[k], told, strict=True)]
-        kept, all_earned = SHARES - SHARES // RESTART, sum(earned)
-        self.weights[k] = [kept * one // all_earned + SHARES // RESTART // 4 for one in earned]
-        self.counts[k, code] += 1
-        self.frame.append(code)
-        if self.before:
-            self.contexts[0].append(code)
-        if k:
-            self.contexts[1].append(code)
+def parts(header: Header, frames: int) -> Iterator[slice]:
+    """Frames whose tables fit into memory, MOST_ROWS numbers at once."""
+    some = max(1, MOST_ROWS // header.codebook_size)
+    return (slice(first, first + some) for first in range(0, frames, some))

@@ -63,7 +63,7 @@ def latent(trained: Trained, codec: Codec, own: dict[str, str]) -> Callable[[Pat
 def coded(trained: Trained, codec: Codec, cut: list[tuple[Path, str]]) -> Callable[[Path, Path], str]:
     """What decodes codes; files that end too early are added to `cut`."""
     model, able = trained.model, has_codes(trained)
-    table = bitstream.tabled(np.asarray(trained.params["usage"])) if able else None
+    tables = bitstream.tabled(np.asarray(trained.params["usage"])) if able else None
     of = f"{model.codebooks} codebook{'s' * (model.codebooks > 1)}" if able else ""
 
     def decode(path: Path, target: Path) -> str:
@@ -71,7 +71,7 @@ def coded(trained: Trained, codec: Codec, cut: list[tuple[Path, str]]) -> Callab
         if not able:
             raise audio.Unusable("holds codes, but this model has none: decode it with its own run")
         header, length = stream.header, checked(stream, trained, codec)
-        codec.write(target, codec.sound_of(bitstream.codes_of(path, stream, table), length, header.level), length)
+        codec.write(target, codec.sound_of(bitstream.codes_of(path, stream, tables), length, header.level), length)
         words = f"{length / header.sample_rate:.2f} s, {header.codebooks} of {of}"
         if stream.damage:
             cut.append((path, stream.damage))

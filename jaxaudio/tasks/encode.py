@@ -40,7 +40,7 @@ class Options:
     fidelity: float = 1.0  # share of the latent variance that is kept, by as few leading components as hold it
     kbps: float | None = None  # of codecs: as many codebooks as fit into so many kbit/s before entropy coding
     codebooks: int | None = None  # of codecs: so many leading codebooks; neither: all
-    method: Literal["adaptive", "static", "raw"] | None = None  # of codecs: what writes codes; none: adaptive
+    method: Literal["context", "static", "raw"] | None = None  # of codecs: what writes codes; none: context
     force: bool = False  # overwrite files that are there already
 
 
@@ -71,7 +71,7 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
             refuse_rate(trained, method=options.method)
             suffix, act = ".npz", latent(codec, identity(trained), components(trained, options.fidelity))
         else:
-            suffix, act = ".jaz", streamed(codec, trained, used, options.method or "adaptive")
+            suffix, act = ".jaz", streamed(codec, trained, used, options.method or "context")
     one_by_one(paths, out, suffix, act, {suffix}, options.force)
     return out
 
@@ -102,7 +102,7 @@ def latent(codec: Codec, about: dict[str, Any], kept: int | None) -> Callable[[P
 
 def streamed(codec: Codec, trained: Trained, used: int, method: str) -> Callable[[Path, Path], str]:
     """What writes the codes of a recording, a block at a time."""
-    model, table = codec.model, bitstream.tabled(np.asarray(codec.params["usage"]))
+    model, tables = codec.model, bitstream.tabled(np.asarray(codec.params["usage"]))
     of = fingerprint(trained), trained.step
 
     def encode(path: Path, target: Path) -> str:
@@ -112,7 +112,7 @@ def streamed(codec: Codec, trained: Trained, used: int, method: str) -> Callable
 
         def write(file: BinaryIO) -> None:
             nonlocal wrote
-            wrote = bitstream.write(file, header, codec.codes(codec.blocks(sound), sound.frames, used), table)
+            wrote = bitstream.write(file, header, codec.codes(codec.blocks(sound), sound.frames, used), tables)
 
         whole(target, write)
         size, seconds = target.stat().st_size, sound.frames / sound.sample_rate

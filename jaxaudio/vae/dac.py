@@ -25,7 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxaudio.core import (
     Carry,
@@ -61,7 +61,11 @@ from jaxaudio.nn.quantize import Averaged, Factorised, Quantised, Scalar, follow
 from jaxaudio.nn.stream import TimeConv, TimeConvTranspose, empty
 from jaxaudio.variational import divergence, draw, moments_of, no_moments, posterior, principal
 
+Usage = Float[Array, "codebooks contexts size"]
+
 FOLLOW = 0.999  # decay of the running moments of the latent frames, and of the counts of the codes
+MOST_COUNTS = 1 << 20  # of a codebook, in all its contexts
+FINE, BACK = 16, 300  # as in data/bitstream.py: parts of a count; counts that all codes are worth to those of a context
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -239,6 +243,11 @@ class DAC(Quantizes, Streams):
         return -(-(total + 3) * (2 if self.causal else 1) // self.hop)
 
     @property
+    def contexts(self) -> int:
+        """In which codes are counted: one per value of a code, fewer of codebooks that are larger than 1024."""
+        return max(1, min(self.codebook_size, MOST_COUNTS // self.codebook_size))
+
+    @property
     def optimizers(self) -> dict[str, optax.GradientTransformation]:
         """AdamW for both, their gradients clipped by the norm."""
         given = {"autoencoder": (self.learning_rate, self.clip), "critic": (self.critic_rate, self.critic_clip)}
@@ -262,7 +271,7 @@ class DAC(Quantizes, Streams):
         if self.decay:
             extra["average"] = jax.tree.map(jnp.copy, variables["params"])
         if self.bottleneck != "vae":
-            extra["usage"] = jnp.zeros((self.codebooks, self.codebook_size))
+            extra["usage"] = jnp.zeros((self.codebooks, self.contexts, self.codebook_size))
         opt = {name: tx.init(params[name]) for name, tx in self.optimizers.items()}
         return State(step=jnp.zeros((), jnp.int32), params=params, opt=opt, extra=extra)
 
@@ -299,18 +308,21 @@ class DAC(Quantizes, Streams):
             tx["autoencoder"], loss, networks["autoencoder"], opt["autoencoder"], shard
         )
 
-        z, seen, extra = metrics.pop("latent").value, metrics.pop("seen"), state.extra
+        z, codes = (metrics.pop(name).value for name in ("latent", "codes"))
+        seen, extra = metrics.pop("seen"), state.extra
         followed = {"moments": average(extra["moments"], seen["moments"], FOLLOW, state.step), "codebooks": tables}
         if tables:
             given = tables["quantizer"], z, self.codebook_decay, shard, table_key
             followed["codebooks"] = {"quantizer": follow(*given)}
-        if "usage" in seen:
-            followed["usage"] = FOLLOW * extra["usage"] + seen["usage"]
         if self.decay:
             followed["average"] = average(extra["average"], networks["autoencoder"], self.decay, state.step)
+        followed = unless_skipped(metrics, followed, {name: extra[name] for name in followed})
+        if codes is not None:
+            everyones = shard.gather(codes.astype(jnp.float32)).astype(jnp.int32)
+            followed["usage"] = tallied(extra["usage"], everyones, metrics["skipped"] == 0)
         both = {"critic": critic_metrics, "autoencoder": metrics}
         named = {f"{network}/{name}": value for network, values in both.items() for name, value in values.items()}
-        return State(state.step + 1, networks, opt, unless_skipped(metrics, followed, extra)), named
+        return State(state.step + 1, networks, opt, followed), named
 
     def critic_loss(self, params, *, real: Wave, fake: Wave) -> tuple[Array, Metrics]:
         """Over all critics."""
@@ -332,10 +344,7 @@ class DAC(Quantizes, Streams):
         losses = {name: jnp.mean(value) for name, value in found.losses.items()}
         terms |= {name: getattr(self, name) * (2 if name == "divergence" else 1) * x for name, x in losses.items()}
         seen = {"moments": moments_of(found.latent, state.extra["moments"]["mean"])}
-        if found.codes is not None:
-            hot = found.codes[..., None] == jnp.arange(self.codebook_size).reshape(1, 1, 1, -1)
-            seen["usage"] = self.batch_size * jnp.mean(jnp.sum(hot, 1, dtype=jnp.float32), 0)
-        seen = jax.lax.stop_gradient({"seen": seen, "latent": Own(found.encoded)})
+        seen = jax.lax.stop_gradient({"seen": seen, "latent": Own(found.encoded), "codes": Own(found.codes)})
         return sum(terms.values()), {**terms, **seen}
 
     def coded(self, params, *, tables, wave, chance, shard) -> "Coded":
@@ -383,9 +392,7 @@ class DAC(Quantizes, Streams):
             latent, found = posterior(z).mean, {"nats_per_frame": jnp.mean(jnp.sum(divergence(posterior(z)), -1), 1)}
         else:
             latent, codes, commitment, _ = apply(z, None, Shard(), method="quantise")
-            share = state.extra["usage"] + 1
-            bits = -jnp.log2(share / jnp.sum(share, -1, keepdims=True))
-            cost = jnp.stack([jnp.take(bits[i], codes[..., i]) for i in range(self.codebooks)], -1)
+            cost = bits_of(state.extra["usage"], codes)
             found = {"commitment": commitment, "bits_per_frame": jnp.mean(jnp.sum(cost, -1), 1)}
         sound = apply(latent, method="decode")
         kept = jnp.sum(wave * sound, (1, 2)) / (jnp.sum(wave**2, (1, 2)) + 1e-8)
@@ -399,7 +406,7 @@ class DAC(Quantizes, Streams):
         return {"params": params, "codebooks": state.extra["codebooks"]}
 
     def weights(self, state) -> Params:
-        """The averaged autoencoder with its weight norms worked in, principal components, how often each code came."""
+        """The averaged autoencoder with its weight norms worked in, principal components, how often codes came."""
         variables = self.variables(state)
         folds = {"params": folded(Autoencoder(self), variables, self.example), "codebooks": variables["codebooks"]}
         usage = {"usage": state.extra["usage"]} if "usage" in state.extra else {}
@@ -471,6 +478,37 @@ def replay(found: Coded, pull: Callable[[Coded], tuple[Params]]) -> Callable[[Pa
     again = jax.custom_vjp(lambda params: found)
     again.defvjp(lambda params: (found, None), lambda _, slope: pull(slope))
     return again
+
+
+def context_of(codes: Codes, usage: Usage) -> Codes:
+    """In which context each code is counted: that of the coarsest code of the same frame, and of this code itself that
+    of the frame before; in the first frame none, which is the number behind the last."""
+    count, size = usage.shape[1:]
+    first = codes[..., :1] * count // size
+    before = jnp.pad(first[:, :-1], ((0, 0), (1, 0), (0, 0)), constant_values=count)
+    return jnp.concatenate([before, jnp.broadcast_to(first, (*codes.shape[:2], codes.shape[2] - 1))], -1)
+
+
+def tallied(usage: Usage, codes: Codes, applied: Bool[Array, ""]) -> Usage:
+    """Running counts of codes by context, one batch further unless its update was not applied.
+
+    A donated `usage` is changed in place. With `jit` the codes lie on several devices: the copy of all rows brings them
+    together, or XLA would count into a table on each device, and add these up.
+    """
+    codes = jnp.take(codes, jnp.arange(len(codes)), 0, mode="clip")
+    k = jnp.arange(codes.shape[-1]).reshape(1, 1, -1)
+    faded = jnp.where(applied, FOLLOW, 1.0) * usage
+    return faded.at[k, context_of(codes, usage), codes].add(applied.astype(usage.dtype), mode="drop")
+
+
+def bits_of(usage: Usage, codes: Codes) -> Float[Array, "batch frames codebooks"]:
+    """What each code costs by the counts of its context, to which all codes are worth BACK more: as in a stream."""
+    whole = jnp.sum(usage, 1) + 1 / FINE
+    share = whole / jnp.sum(whole, -1, keepdims=True)
+    k, context = jnp.arange(codes.shape[-1]).reshape(1, 1, -1), context_of(codes, usage)
+    got = {"mode": "fill", "fill_value": 0}
+    seen, total = usage.at[k, context, codes].get(**got), jnp.sum(usage, 2).at[k, context].get(**got)
+    return -jnp.log2((seen + BACK * share[k, codes]) / (total + BACK))
 
 
 class Autoencoder(nn.Module):

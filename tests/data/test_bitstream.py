@@ -16,7 +16,7 @@ from jaxaudio.data import bitstream as B
 
 def header(**fields):
     """Of a codec of 25 frames per second and block."""
-    known = {"method": "adaptive", "fingerprint": b"12345678", "step": 7, "sample_rate": 800, "channels": 1}
+    known = {"method": "context", "fingerprint": b"12345678", "step": 7, "sample_rate": 800, "channels": 1}
     return B.Header(**known | {"length": 1600, "hop": 32, "codebooks": 3, "codebook_size": 64} | fields)
 
 
@@ -26,16 +26,21 @@ def short_blocks(monkeypatch):
 
 
 def usage(size=64, books=4, seed=0):
-    return (1e4 * np.random.default_rng(seed).dirichlet(np.full(size, 0.3), books)).astype(np.float32)
+    """Of larger codebooks, with fewer contexts than codes."""
+    rng, contexts = np.random.default_rng(seed), min(size, 64)
+    return (1e4 * rng.dirichlet(np.full(size, 0.3), (books, contexts))).astype(np.float32)
 
 
 def draws(frames, given, seed=1):
-    """Codes as often as `usage` has them, of which every fifth stays."""
-    rng, share = np.random.default_rng(seed), usage(given.codebook_size, max(given.codebooks, 4)).astype(np.float64)
-    codes = [rng.choice(given.codebook_size, frames, p=row / row.sum()) for row in share[: given.codebooks]]
-    codes = np.stack(codes, 1).astype(np.int32)
-    for i in range(1, frames):
-        codes[i] = codes[i - 1] if i % 5 == 0 else codes[i]
+    """Codes as often as `usage` has them in their contexts."""
+    rng, size = np.random.default_rng(seed), given.codebook_size
+    share = usage(size, max(given.codebooks, 4)).astype(np.float64)
+    share /= share.sum(2, keepdims=True)
+    codes = np.zeros((frames, given.codebooks), np.int32)
+    for i in range(frames):
+        for k in range(given.codebooks):
+            context = codes[i, 0] if k else codes[i - 1, 0]
+            codes[i, k] = rng.choice(size, p=share[k, context * share.shape[1] // size])
     return codes
 
 
@@ -75,7 +80,8 @@ def test_any_codes_come_back_whatever_their_number_and_size(method, tmp_path):
 
 def test_extreme_codes_and_tables_come_back(tmp_path):
     given = header(codebooks=2, codebook_size=1024)
-    flat, lonely = np.zeros((2, 1024), np.float32), np.eye(2, 1024, dtype=np.float32) * 3e38
+    flat, lonely = np.zeros((2, 512, 1024), np.float32), np.zeros((2, 512, 1024), np.float32)
+    lonely[:, :, 1] = 3e38
     for counts in (flat, lonely, -lonely):
         for codes in (np.zeros((60, 2), np.int32), np.full((60, 2), 1023, np.int32)):
             _, table = written(tmp_path / "a.jaz", codes, given, B.tabled(counts))
@@ -105,78 +111,112 @@ def test_the_file_is_as_the_head_of_the_module_says(tmp_path):
 def test_streams_of_this_version_stay_the_same_bytes(tmp_path):
     """If this fails the format or the range coder has changed, and what was encoded before can't be decoded."""
     codes = (np.arange(180).reshape(60, 3) ** 2 // 7 % 64).astype(np.int32)
-    table = B.tabled((np.arange(256).reshape(4, 64) % 13).astype(np.float32))
+    table = B.tabled((np.arange(4 * 64 * 64).reshape(4, 64, 64) ** 2 % 13).astype(np.float32))
     sums = []
     for method in B.METHODS:
         written(tmp_path / "a.jaz", codes, header(method=method), table)
         sums.append(hashlib.sha256((tmp_path / "a.jaz").read_bytes()).hexdigest()[:12])  # a CRC of CRCs sees no codes
-    assert sums == ["a45bc0dfffce", "3a97ee265cd6", "c333145efba7"]
+    assert sums == ["a45bc0dfffce", "acd3afc0bf8d", "ec339275177a"]
 
 
-def entropy(codes, table):
-    """Bytes under the static table."""
-    share = table / table.sum(1, keepdims=True)
-    return sum(-np.log2(share[k, column]).sum() for k, column in enumerate(codes.T)) / 8
+def entropy(codes, counts, blocks=25):
+    """Bytes by the definitions of the methods static and context, in floating point, of counts of training."""
+    static = context = 0.0
+    for start in range(0, len(codes), blocks):
+        for i, frame in enumerate(codes[start : start + blocks].tolist()):
+            for k, code in enumerate(frame):
+                whole = counts[k].sum(0) + 1 / 16
+                share = whole / whole.sum()
+                static -= np.log2(share[code])
+                behind = frame[0] if k else codes[start + i - 1, 0]
+                row = counts[k, behind * counts.shape[1] // counts.shape[2]]
+                context -= np.log2((row[code] + 300 * share[code]) / (row.sum() + 300) if k or i else share[code])
+    return static / 8, context / 8
 
 
 def test_the_static_method_costs_what_the_table_says_and_the_container_little(tmp_path):
     about = {"step": 400_000, "sample_rate": 16000, "hop": 320, "codebooks": 8, "codebook_size": 1024}
     given = header(method="static", length=3 * 16000, **about)
     codes = draws(150, given)
-    count, table = written(tmp_path / "a.jaz", codes, given)
-    ideal = entropy(codes, table)
+    count, _ = written(tmp_path / "a.jaz", codes, given)
+    ideal = entropy(codes, usage(1024, 8).astype(np.float64), 50)[0]
     assert ideal <= count < ideal + 4 * 4, "a block a second, whose words are of 4 bytes"
     head, block = 4 + 1 + 8 + (3 + 2 + 1 + 3 + 2 + 1 + 2) + 2, 1 + 2 + 1 + 4
     assert (tmp_path / "a.jaz").stat().st_size - count == head + 3 * block
     assert head + block < 0.03 * 4000 / 8 * 3, "of a file of 3 s at 4 kbps"
 
 
-def expected(codes, table, blocks=25):
-    """Bytes under the adaptive method, by its definition, in floating point."""
-    total, size = 0.0, table.shape[1]
-    for start in range(0, len(codes), blocks):
-        part = codes[start : start + blocks]
-        for k in range(codes.shape[1]):
-            weights = np.full(4, 0.25)
-            for t, frame in enumerate(part):
-                past = part[:t, k]
-                share = lambda which, past=past: np.bincount(past[which], minlength=size)
-                static = table[k] / table[k].sum()
-                own = (128 * static + share(slice(None))) / (128 + t)
-                after = share(np.flatnonzero(part[: t - 1, k] == part[t - 1, k]) + 1) if t else 0 * static
-                beside = share(part[:t, k - 1] == frame[k - 1]) if k else 0 * static
-                told = np.stack([static, own, *((4 * own + n) / (4 + n.sum()) for n in (after, beside))])[:, frame[k]]
-                total -= np.log2(weights @ told)
-                weights = (1 - 1 / 33) * weights * told / (weights @ told) + 1 / 33 / 4
-    return total / 8
+def test_the_context_method_costs_what_its_definition_says_and_pays(tmp_path):
+    for size in (64, 200):
+        given = header(codebook_size=size)
+        codes = draws(200, given)
+        count, tables = written(tmp_path / "a.jaz", codes, given)
+        static, context = entropy(codes, usage(size).astype(np.float64))
+        assert context < 0.9 * static
+        assert context < count < context + 8 * 4, "8 blocks, of which each ends a word"
+        bits = 0.0
+        for start in range(0, 200, 25):
+            block = codes[start : start + 25]
+            for k in range(3):
+                rows = B.likely(tables, k, B.behind(block, k))
+                assert (rows == np.rint(rows)).all()
+                assert rows.min() > 0
+                bits -= np.log2(rows[np.arange(25), block[:, k]] / rows.sum(1)).sum()
+        assert bits / 8 == pytest.approx(context, rel=1e-3), "counts are rounded down to 16ths"
 
 
-def test_the_adaptive_method_is_the_mixture_that_it_claims_and_pays_where_codes_stay(tmp_path):
-    given = header()
-    codes = draws(200, given)
-    count, table = written(tmp_path / "a.jaz", codes, given)
-    ideal = expected(codes, table[:3])
-    assert ideal < count < ideal + 8 * 4, "8 blocks, of which each ends a word"
-    model, bits = B.Adaptive(table[:3]), 0.0
-    for frame in codes[:25].tolist():
-        model.next()
-        for k, code in enumerate(frame):
-            likely = model.table(k)
-            bits -= np.log2(likely[code] / likely.sum())
-            assert (likely == np.rint(likely)).all()
-            assert likely.min() > 0
-            model.add(k, code)
-    assert bits / 8 == pytest.approx(expected(codes[:25], table[:3]), rel=1e-4)
-    codes[:, 0] = 5
-    assert written(tmp_path / "a.jaz", codes, given)[0] < 0.9 * entropy(codes, table)
+def test_rows_are_the_counts_of_the_context_and_all_codes_as_300_more():
+    counts = np.array([[[0, 1], [2, 0.5 + 1 / 32]], [[7, 0], [0, 0]]], np.float32)
+    tables = B.tabled(counts)
+    np.testing.assert_array_equal(tables.counts, [[[0, 16], [32, 8]], [[112, 0], [0, 0]]])
+    np.testing.assert_array_equal(tables.whole, [[33, 25], [113, 1]])
+    rows = B.likely(tables, 0, np.array([-1, 0, 1], np.int32))
+    np.testing.assert_array_equal(
+        rows, [[33, 25], [4800 * 33, 16 * 58 + 4800 * 25], [32 * 58 + 4800 * 33, 8 * 58 + 4800 * 25]]
+    )
+    np.testing.assert_array_equal(B.behind(np.array([[3, 1], [4, 0], [5, 2]]), 0), [-1, 3, 4])
+    np.testing.assert_array_equal(B.behind(np.array([[3, 1], [4, 0], [5, 2]]), 1), [3, 4, 5])
 
 
-def test_tables_are_shares_of_the_most_frequent_code_and_the_same_for_any_order(tmp_path):
-    counts = np.array([[0, 1, 3, 7]], np.float32)
-    np.testing.assert_array_equal(B.tabled(counts), [[8192, 16384, 32768, 65536]])
-    np.testing.assert_array_equal(B.tabled(counts[:, ::-1].copy()), B.tabled(counts)[:, ::-1])
+def test_sums_of_any_counts_are_exact_in_float64():
+    rng = np.random.default_rng(0)
+    for loud in (1e3, 1e5, 1e20, 3e38):
+        counts = (loud * rng.random((2, 64, 256))).astype(np.float32)
+        counts[1] /= 1e3
+        tables = B.tabled(counts)
+        assert tables.counts.sum((1, 2)).max() < 2**26
+        rows = B.likely(tables, 0, np.arange(0, 256, 4))
+        assert all(sum(map(int, row)) < 2**53 for row in rows)
+        first, heard = tables.counts[0, 0], np.minimum(counts[0, 0].astype(np.float64), 2**22)
+        np.testing.assert_allclose(first / first.sum(), heard / heard.sum(), atol=2 / first.sum(), rtol=0.2)
+
+
+def test_counts_that_are_not_finite_or_of_an_older_form_are_refused():
     with pytest.raises(InputError, match="not finite: name an earlier --checkpoint"):
-        B.tabled(counts * np.nan)
+        B.tabled(usage() * np.nan)
+    for older in (usage()[:, 0], usage().swapaxes(1, 2)[:, :, :32]):
+        with pytest.raises(InputError, match=r"counts of codes \[4, 64.*\], not of .*train the codec anew"):
+            B.tabled(older)
+
+
+def test_a_reader_that_takes_the_context_beside_does_not_get_the_codes(monkeypatch):
+    given, tables = header(), B.tabled(usage())
+    codes = draws(25, given)
+    payload, likely = B.encoded(codes, given, tables), B.likely
+    np.testing.assert_array_equal(B.decoded(payload, 25, given, tables), codes)
+    beside = lambda tables, k, context: likely(tables, k, np.where(context < 0, context, (context + 1) % 64))
+    monkeypatch.setattr(B, "likely", beside)
+    with pytest.raises((AssertionError, ValueError)):
+        B.decoded(payload, 25, given, tables)
+
+
+def test_a_block_is_coded_alike_whatever_fits_into_memory(monkeypatch):
+    given = header()
+    codes, tables = draws(25, given), B.tabled(usage())
+    payload = B.encoded(codes, given, tables)
+    monkeypatch.setattr(B, "MOST_ROWS", 7 * 64 + 1)
+    assert B.encoded(codes, given, tables) == payload
+    np.testing.assert_array_equal(B.decoded(payload, 25, given, tables), codes)
 
 
 def test_blocks_know_nothing_of_each_other(tmp_path):
@@ -289,11 +329,16 @@ def test_a_codec_that_no_reader_would_take_is_not_written(tmp_path):
         ({"codebooks": 257}, "codebooks is 257: a stream has 256 at most"),
     ):
         with pytest.raises(InputError, match=words):
-            written(tmp_path / "a.jaz", codes, header(method="raw", **fields), np.ones((1, 2), np.int64))
+            written(tmp_path / "a.jaz", codes, header(method="raw", **fields), B.tabled(np.ones((1, 2, 2), np.float32)))
         assert (tmp_path / "a.jaz").read_bytes() == b""
     for fields in ({"codebook_size": 65536, "codebooks": 1}, {"codebooks": 256, "step": 0}):
         given = header(method="raw", **fields)
-        written(tmp_path / "a.jaz", np.zeros((2, given.codebooks), np.int32), given, np.ones((1, 2), np.int64))
+        written(
+            tmp_path / "a.jaz",
+            np.zeros((2, given.codebooks), np.int32),
+            given,
+            B.tabled(np.ones((1, 2, 2), np.float32)),
+        )
         assert B.look(tmp_path / "a.jaz").header == given
 
 

@@ -45,8 +45,8 @@ def codes_at_once(given, wave):
 
 def stream_of(path, given):
     found = bitstream.look(path)
-    table = bitstream.tabled(given.params["usage"])
-    return found, np.concatenate(list(bitstream.codes_of(path, found, table)))
+    tables = bitstream.tabled(given.params["usage"])
+    return found, np.concatenate(list(bitstream.codes_of(path, found, tables)))
 
 
 @pytest.mark.parametrize("length", [1, 9, 303, 304, 305, 1000, 1337])
@@ -166,7 +166,7 @@ def test_a_model_without_codes_writes_latents_and_has_no_rate(tmp_path):
     for given in (toy(tmp_path), steps(tmp_path, continuous=True)):
         encoded(given, [tmp_path / "a.wav"], tmp_path, force=True)
         assert (tmp_path / "a.npz").exists()
-        for words in ({"kbps": 4.0}, {"codebooks": 1}, {"method": "raw"}, {"method": "adaptive"}):
+        for words in ({"kbps": 4.0}, {"codebooks": 1}, {"method": "raw"}, {"method": "context"}):
             ((name, value),) = words.items()
             with pytest.raises(InputError, match=f"{name} is {value:{'g' * (name == 'kbps')}}, but .* has no codes: "):
                 encoded(given, [tmp_path / "a.wav"], tmp_path, force=True, **words)
@@ -273,10 +273,10 @@ def test_damaged_streams_are_left_out_by_name_and_the_others_go_on(file, tmp_pat
 def test_a_stream_of_a_wrong_number_of_frames_is_refused(file):
     given, path = file
     found, codes = stream_of(path, given)
-    table = bitstream.tabled(given.params["usage"])
+    tables = bitstream.tabled(given.params["usage"])
     for some in (codes[:-1], np.concatenate([codes, codes[:1]])):
         with open(path, "wb") as out:
-            bitstream.write(out, found.header, [some], table)
+            bitstream.write(out, found.header, [some], tables)
         assert f"it has {len(some)} frames, not 125 as 1000 samples want" in refusal(given, path)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from functools import cache, partial
 
 import jax
@@ -9,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.compression import context_bits
 from jaxaudio import zoo
 from jaxaudio.core import Batch, InputError, Shard
+from jaxaudio.data import bitstream
 from jaxaudio.nn.quantize import follow, start
 from jaxaudio.runtime.parallel import Devices
-from jaxaudio.vae.dac import DAC, Autoencoder, replay
+from jaxaudio.vae.dac import DAC, Autoencoder, replay, tallied
 from tests.commands import run
 from tests.test_models import same_moments
 
@@ -244,28 +247,67 @@ def test_a_continuous_bottleneck_trains_and_its_divergence_is_weighted_as_the_of
     assert float(metrics["autoencoder/divergence"]) == pytest.approx(1e-4 * 2 * nats, rel=1e-3)
 
 
+def counts_of(codes, contexts, size):
+    """Of each codebook, context and code; frame by frame."""
+    counts = np.zeros((codes.shape[2], contexts, size))
+    for row in codes:
+        for i, frame in enumerate(row):
+            for k, code in enumerate(frame):
+                if k or i:
+                    counts[k, (frame[0] if k else row[i - 1, 0]) * contexts // size, code] += 1
+    return counts
+
+
 def test_usage_counts_the_codes_of_the_batch_and_moments_follow_their_latent():
     state = started(TINY)
     after, _ = trained_by(TINY, state)
     wave = sound(TINY, TINY.segment // TINY.hop, TINY.batch_size)
     codes = np.asarray(jax.jit(TINY.codes)(jax.jit(TINY.weights)(state), wave))
-    counts = [np.bincount(codes[..., i].ravel(), minlength=TINY.codebook_size) for i in range(TINY.codebooks)]
-    np.testing.assert_allclose(after.extra["usage"], counts, atol=1e-3)
+    np.testing.assert_array_equal(after.extra["usage"], counts_of(codes, 16, 16))
     told = weights(TINY)["principal"].restore(jax.jit(TINY.frames_of)(weights(TINY), codes))  # dropout left out some
     np.testing.assert_allclose(after.extra["moments"]["mean"], 0.9 * told.mean((0, 1)), atol=1e-5)
     again, _ = trained_by(TINY, after, seed=1)
-    assert again.extra["usage"].sum() == pytest.approx(1.999 * codes.size, rel=1e-4)
+    assert again.extra["usage"].sum() == pytest.approx(1.999 * (codes.size - len(codes)), rel=1e-4)
     np.testing.assert_array_equal(jax.jit(TINY.weights)(after)["usage"], after.extra["usage"])
 
 
-def test_evaluation_tells_the_bits_of_codes_by_their_counts_and_a_perfect_copy_is_no_distance():
+def test_counts_fade_and_keep_still_where_an_update_was_not_applied():
+    codes = np.random.default_rng(0).integers(0, 64, (3, 9, 2)).astype(np.int32)
+    usage = np.abs(normal(2, 16, 64))
+    for applied, expected in ((True, 0.999 * usage + counts_of(codes, 16, 64)), (False, usage)):
+        found = jax.jit(tallied)(jnp.asarray(usage), jnp.asarray(codes), jnp.asarray(applied))
+        np.testing.assert_allclose(found, expected, rtol=1e-6 * applied)
+    assert [dataclasses.replace(TINY, codebook_size=n).contexts for n in (2, 1024, 2048, 1 << 20)] == [2, 1024, 512, 1]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_counts_are_changed_in_place_and_no_device_sends_them_to_another(count):
+    devices, table = Devices("jit", count), 4 * 256 * 256
+    shardings = (devices.replicated, devices.sharded, devices.replicated)
+    step = jax.jit(tallied, donate_argnums=0, in_shardings=shardings, out_shardings=devices.replicated)
+    usage, codes = jax.ShapeDtypeStruct((1, 256, 256), jnp.float32), jax.ShapeDtypeStruct((8, 9, 1), jnp.int32)
+    program = step.lower(usage, codes, jax.ShapeDtypeStruct((), bool)).compile()
+    memory = program.memory_analysis()
+    assert memory.alias_size_in_bytes == table
+    assert memory.temp_size_in_bytes < table / 4
+    assert not re.search(r"f32\[1,256,256\]\S* all-", program.as_text())
+
+
+def test_evaluation_tells_the_bits_of_codes_as_their_stream_has_them_and_a_perfect_copy_is_no_distance():
     state = started(TINY)
     wave = sound(TINY, 64, 8)
-    found = jax.jit(TINY.evaluate)(state, Batch(wave, jnp.zeros(8, int)), jax.random.key(0))
+    evaluate = jax.jit(TINY.evaluate)
+    found = evaluate(state, Batch(wave, jnp.zeros(8, int)), jax.random.key(0))
     np.testing.assert_allclose(found["bits_per_frame"], TINY.codebooks * np.log2(TINY.codebook_size), rtol=1e-5)
     np.testing.assert_array_equal(TINY.mel_distance(wave, wave), 0)
     made = through(TINY, weights(TINY), wave)
     np.testing.assert_allclose(found["distance"], TINY.mel_distance(wave, made), rtol=1e-3)
+    usage = np.random.default_rng(0).integers(0, 900, (2, 16, 16)).astype(np.float32)
+    state = state._replace(extra={**state.extra, "usage": jnp.asarray(usage)})
+    bits = evaluate(state, Batch(wave, jnp.zeros(8, int)), jax.random.key(0))["bits_per_frame"]
+    codes = np.asarray(jax.jit(TINY.codes)(weights(TINY), wave))
+    expected = [context_bits(row, bitstream.tabled(usage), 64).sum() / 64 for row in codes]
+    np.testing.assert_allclose(bits, expected, rtol=1e-4)
 
 
 def test_dropout_leaves_trailing_codebooks_out_of_a_share_of_examples():
