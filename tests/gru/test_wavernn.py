@@ -86,10 +86,12 @@ def test_loss_and_gradient_and_bits_equal_pytorchs(name):
 
 
 @pytest.mark.parametrize("name", ["mol", "raw", "dual"])
-def test_the_likeliest_sound_equals_pytorchs_cells_step_by_step(name):
-    """The outputs are made so certain that a draw is the most likely one."""
+def test_the_likeliest_sound_equals_pytorchs_cells_step_by_step(name, monkeypatch):
+    """PyTorch's draws are made the most likely ones too; the outputs are far apart, lest rounding decides between two."""
     torch = pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
     from benchmarks.peers import wavernn as peer
+
+    monkeypatch.setattr(torch, "multinomial", lambda chances, _: chances.argmax(-1, keepdim=True))
 
     model = dataclasses.replace(MODELS[name], temperature=0.0)
     params = given(model)
