@@ -31,14 +31,17 @@ def prepare(cache: Path, deterministic: bool = False) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep what is freed; other C libraries are left alone.
+    """Has glibc keep what is freed, and XLA's CPU backend allocate in the calling thread. Before the first device use.
 
-    XLA's CPU backend allocates a program's buffers at every call. By chance of what was allocated before, glibc returns
-    them to the system in between or does not: one page fault for every 4 KB, up to a fifth of a training step.
+    That backend allocates a program's buffers at every call. What glibc gives back in between costs a page fault for
+    every 4 KB, a third of a training step; only what the main thread allocates can it keep. One arena for all threads
+    (M_ARENA_MAX) would keep it too, but they wait for each other there: after a large program was compiled in the
+    same process, a step took three times as long. Other C libraries are left alone.
     """
-    arenas, trim, mmap = (-8, 1), (-1, 2**31 - 1), (-3, 2**30)  # M_ARENA_MAX, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    trim, mmap = (-1, 2**31 - 1), (-3, 2**30)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
     with contextlib.suppress(AttributeError, OSError, TypeError):
-        for option in (arenas, trim, mmap):
+        for option in (trim, mmap):
             ctypes.CDLL(None).mallopt(*option)
 
 
