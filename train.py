@@ -16,10 +16,12 @@ import numpy as np
 import tyro
 
 from jaxaudio import zoo
-from jaxaudio.core import Composes, Encodes, Generates, InputError, Model, Restores, State, Vocodes
+from jaxaudio.core import Composes, Encodes, Generates, InputError, Model, Plays, Restores, State, Vocodes
 from jaxaudio.data import audio, synth
 from jaxaudio.data.clips import Clips, Noise, fetcher
 from jaxaudio.data.codes import CodeClips
+from jaxaudio.data.frames import FramedClips, FramedPack, framed
+from jaxaudio.data.notes import pitches_of
 from jaxaudio.data.pack import Pack, Source, cache_folder, open_pack, recordings
 from jaxaudio.runtime import command, report
 from jaxaudio.runtime.checkpoint import Checkpoints, abstract
@@ -36,7 +38,9 @@ class Run:
 
     model: Model  # the paper's hyper-parameters
     data: tuple[Path, ...] = ()  # folders of recordings of any kind; none: the built-in synthesiser
+    label: str | None = None  # what a class is: a column of metadata.csv; none: label or, of a model of notes, pitch
     noise: tuple[Path, ...] = ()  # of a model that learns from noise: folders of it; none: the built-in synthesiser
+    mels: Path | None = None  # of a vocoder: a folder of features to learn from, a/b.npy of a recording a/b.wav
     codec: Path | None = None  # of a model that learns codes: the run of the codec that makes them
     codec_checkpoint: str = "latest"  # of that run: latest, best, or a step's number
     out: Path  # the run's folder
@@ -69,17 +73,18 @@ def train(run: Run) -> int:
     run, codec = with_codec(run)
     sources = source(run), noise_source(run)
     pack, noise = (each and open_pack(each) for each in sources)
-    pack = generate.coded(pack, codec, run.model) if codec else pack
-    model, cut = with_classes(run.model, pack.classes), CodeClips if codec else Clips
+    pack = generate.coded(pack, codec, run.model) if codec else with_mels(run, pack)
+    model, cut = with_classes(run.model, pack.classes), CodeClips if codec else FramedClips if run.mels else Clips
     clips, held_out = (
         cut(pack, model, run.seed, split, noise and noise_of(noise, model, run.seed, split))
         for split in ("train", "valid")
     )
     like = abstract(model, devices.replicated)
-    data = {**told(run.data, pack), "classes": pack.classes}
+    data = {**told(run.data, pack), "classes": pack.classes, "column": column_of(run)}
     about = {"seed": run.seed, "steps": run.steps, "parallel": run.parallel, "data": data, "parameters": sizes(like)}
     about |= {"noise": told(run.noise, noise)} if noise else {}
     about |= {"codec": generate.told(codec)} if codec else {}
+    about |= {"mels": {"folder": str(run.mels), "fingerprint": pack.framed}} if run.mels else {}
     lock = claim(run.out, model, about)
     introduce(run, pack, clips, held_out)
 
@@ -98,7 +103,7 @@ def train(run: Run) -> int:
         return command.DONE
 
     step, examine = devices.compile(model), Examination(run, model, held_out, devices, codec, eval_key)
-    fetch = fetcher(clips, devices, "host" if codec else run.gather)
+    fetch = fetcher(clips, devices, "host" if codec or run.mels else run.gather)
     log = Log(run.out, start, run.steps, run.log_every, run.patience)
     ending, kept = "", start
     with command.Signals() as signals:
@@ -214,12 +219,32 @@ def with_codec(run: Run) -> tuple[Run, Trained | None]:
     return dataclasses.replace(run, model=generate.learning(model, own)), codec
 
 
+def with_mels(run: Run, pack: Pack) -> Pack | FramedPack:
+    """The recordings, where mels are given those that have some."""
+    if not run.mels:
+        return pack
+    for wrong, reason in (
+        (not isinstance(run.model, Vocodes), f"but {zoo.name_of(run.model)} makes no sound of mels: leave --mels away"),
+        (not run.data, "but the synthesiser's sounds have none: name the recordings, as --data FOLDER"),
+        (run.model.gain != "none", f"of sound as it is, but gain is {run.model.gain}: add --model.gain none"),
+        (run.gather == "device", "and gather device, but mels are cut on the host: leave --gather away"),
+    ):
+        if wrong:
+            raise InputError(f"mels is {audio.shown(run.mels)}, {reason}")
+    return framed(pack, run.model, run.mels)
+
+
 def source(run: Run) -> Source:
     """The recordings: those of folders, or the synthesiser's."""
     model = run.model
     if not run.data:
-        return synth.Recordings(model.sample_rate, model.channels, model.segment)
-    return recordings(run.data, model.sample_rate, model.channels)
+        return synth.labelled(column_of(run))(model.sample_rate, model.channels, model.segment)
+    return recordings(run.data, model.sample_rate, model.channels, column_of(run))
+
+
+def column_of(run: Run) -> str:
+    """What a recording's class is."""
+    return run.label or run.model.label
 
 
 def noise_source(run: Run) -> Source | None:
@@ -254,7 +279,7 @@ def told(folders: tuple[Path, ...], pack: Pack) -> dict:
 
 
 def with_classes(model: Model, classes: tuple[str, ...]) -> Model:
-    """The model with as many classes as the data has, if it looks at labels."""
+    """The model with as many classes as the data has, if it looks at labels, and the pitches that these are."""
     if not model.needs_labels:
         return model
     if not classes:
@@ -262,9 +287,11 @@ def with_classes(model: Model, classes: tuple[str, ...]) -> Model:
         raise InputError(
             f"this model needs labels, but the data has none: give a folder per class or a metadata.csv{other}"
         )
-    if model.classes not in (0, len(classes)):
-        raise InputError(f"model.classes is {model.classes}, but the data has {len(classes)}: leave it away")
-    return dataclasses.replace(model, classes=len(classes))
+    found = {"classes": len(classes)} | ({"pitches": pitches_of(classes)} if isinstance(model, Plays) else {})
+    for name, value in found.items():
+        if getattr(model, name) not in (0, (), value):
+            raise InputError(f"model.{name} is {getattr(model, name)}, but the data has {value}: leave it away")
+    return dataclasses.replace(model, **found)
 
 
 def introduce(run: Run, pack: Pack, clips: Clips, held_out: Clips) -> None:

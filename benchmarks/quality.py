@@ -7,6 +7,7 @@ Scores whatever a trained run can do on held-out recordings, with 95 % intervals
     autoencoders  recordings and what comes back of them: distances beside those of noise vocoders, latent rate
     codecs        also what their streams cost, and how they sound at 1, 2, 4, ... codebooks
     vocoders      the same of sound made of the recordings' features, and what models of listeners say of it
+    notes         whether they have the pitch asked for, as a tracker and a classifier run hear it
     restorers     SI-SDR, PESQ, STOI and distances of damaged recordings restored, beside classical ways to do so
     classifiers   accuracy, average precision, accuracy per speaker (or other group), confusion
 Files against files of the same name: python -m benchmarks.pairs.
@@ -26,6 +27,7 @@ import tyro
 from scipy.special import log_softmax, softmax
 
 from benchmarks.compression import of_codec
+from benchmarks.pitch import of_pitches
 from benchmarks.prediction import of_composer, of_predictor
 from benchmarks.reconstruction import of_autoencoder, of_vocoder
 from benchmarks.recordings import (
@@ -45,7 +47,7 @@ from benchmarks.recordings import (
 )
 from benchmarks.restoration import damages_of, of_restorer
 from benchmarks.scorecard import Card, Row, deliver, origin
-from jaxaudio.core import Classifies, Composes, Continues, Encodes, Generates, InputError, Restores, Vocodes
+from jaxaudio.core import Classifies, Composes, Continues, Encodes, Generates, InputError, Plays, Restores, Vocodes
 from jaxaudio.data.audio import shown
 from jaxaudio.data.clips import Clips
 from jaxaudio.data.pack import Pack, cache_folder
@@ -116,6 +118,7 @@ def main(arguments: list[str]) -> None:
         Continues: lambda: of_predictor(*compared),
         Composes: lambda: of_composer(*compared, options.codec),
         Generates: lambda: of_generator(in_stretches(given)),
+        Plays: lambda: of_pitches(*compared, given.judge, options.seed),
         Encodes: lambda: of_autoencoder(*compared),
         Vocodes: lambda: of_vocoder(*compared),
         Classifies: lambda: of_classifier(given),

@@ -25,26 +25,29 @@ SECONDS = 3.0  # of a stretch at most, unless its unit is longer
 
 def data_of(run: Trained, folder: Path | None) -> Pack:
     """The recordings in a folder; None: those of the run."""
-    return pack_of(run, folder, "data", synth.Recordings)
+    return pack_of(run, folder, "data")
 
 
 def noise_of(run: Trained, folder: Path | None) -> Pack:
     """The noise in a folder; None: that of the run. Raises InputError where it learned from none."""
-    return pack_of(run, folder, "noise", synth.Textures)
+    return pack_of(run, folder, "noise")
 
 
-def pack_of(run: Trained, folder: Path | None, part: str, made: type[synth.Recordings]) -> Pack:
-    """The recordings in a folder; None: those that run.json names under `part`, or the synthesiser's."""
+def pack_of(run: Trained, folder: Path | None, part: str) -> Pack:
+    """The recordings in a folder; None: those that run.json names under `part`, or the synthesiser's. Labels are what
+    they were when it was trained."""
     model, folders = run.model, [folder]
+    about = json.loads((run.folder / "run.json").read_text())
+    column = about.get(part, {}).get("column", "label")
     if folder is None:
-        about = json.loads((run.folder / "run.json").read_text())
         if part not in about:
             raise InputError(f"{run.folder} was trained without {part}: name a folder of it")
         stated = about[part].get("folder", "None")
         if stated == "None":
+            made = synth.labelled(column) if part == "data" else synth.Textures
             return open_pack(made(model.sample_rate, model.channels, model.segment))
         folders = [Path(each) for each in (stated if isinstance(stated, list) else [stated])]
-    return open_pack(recordings(folders, model.sample_rate, model.channels))
+    return open_pack(recordings(folders, model.sample_rate, model.channels, column))
 
 
 def trained_on(run: Trained, pack: Pack) -> Pack:

@@ -52,6 +52,7 @@ def test_a_step_runs_where_only_jax_flax_optax_and_numpy_are():
         "orbax.checkpoint",
         "scipy.signal",
         "constriction",
+        "mido",
     ]
     code = f"""
 import sys

@@ -2,10 +2,10 @@
 
 Known layouts, the first that fits is taken:
 
-    metadata.csv                          a table: columns path and label; split, speaker where it has them
+    metadata.csv                          a table: columns path and label (or another); split, speaker where it has them
     meta/esc50.csv                        ESC-50: label category; folds 1-3 train, 4 valid, 5 test; group src_file
     validation_list.txt, testing_list.txt Speech Commands: label folder, group speaker; folders named _... are left out
-    nsynth-SPLIT/audio/*.wav              NSynth: label instrument family, group instrument; both are in the file's name
+    nsynth-SPLIT/audio/*.wav              NSynth: label instrument family, or pitch; group instrument; all in the name
     LibriSpeech, LibriTTS                 label speaker, group chapter; train-*, dev-* (valid), test-*
     AudioMNIST                            data/01/0_01_0.wav: label digit, group speaker
     GTZAN                                 genres/blues/blues.00000.wav: label genre
@@ -44,7 +44,7 @@ REMEDY = "name a folder of audio files"
 # Layouts that are told by their file names alone; all files must fit. Groups of the expression are fields of Entry.
 _KNOWN = {
     "nsynth": r"(nsynth-(?P<split>train|valid|test)/)?audio/"
-    r"(?P<group>(?P<label>[a-z_]+)_(acoustic|electronic|synthetic)_[0-9]{3})-[0-9]{3}-[0-9]{3}\.\w+",
+    r"(?P<group>(?P<label>[a-z_]+)_(acoustic|electronic|synthetic)_[0-9]{3})-(?P<pitch>[0-9]{3})-[0-9]{3}\.\w+",
     "librispeech": r"((?P<split>train|dev|test)-[a-z]+(-[0-9]+)?/)?"
     r"(?P<label>[0-9]+)/(?P<chapter>[0-9]+)/(?P<group>(?P=label)[-_](?P=chapter))[-_][0-9_]+\.\w+",
     "audiomnist": r"(?P<group>[0-9]{2})/(?P<label>[0-9])_(?P=group)_[0-9]+\.\w+",
@@ -71,11 +71,12 @@ class Layout(NamedTuple):
     entries: tuple[Entry, ...]
 
 
-def describe(folder: str | Path) -> Layout:
+def describe(folder: str | Path, column: str = "label") -> Layout:
     """What lies in `folder`, by the rules at the head of this file; raises `InputError`.
 
     Without a table, every file is taken whose suffix (any case) is that of audio, in all folders below; names that
-    begin with "." are left out. A table alone decides what is in: files that it does not name are left out.
+    begin with "." are left out. A table alone decides what is in: files that it does not name are left out. `column`:
+    what a label is; layouts that tell of one thing only, such as a folder per class, tell that.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -83,12 +84,12 @@ def describe(folder: str | Path) -> Layout:
     if not folder.is_dir():
         raise InputError(f"{shown(folder)}: is a file, not a folder; {REMEDY} (unpack it, if it is an archive)")
     if _is_table(folder / "metadata.csv"):
-        kind, entries = "table", _table(folder)
+        kind, entries = "table", _table(folder, column)
     elif (folder / "meta" / "esc50.csv").is_file():
         kind, entries = "esc50", _esc50(folder)
     else:
         names = _scan(folder)
-        kind, entries = _speech_commands(folder, names) or _known(names) or _folders(folder, names)
+        kind, entries = _speech_commands(folder, names) or _known(names, column) or _folders(folder, names)
     return Layout(kind, tuple(sorted(_with_splits(entries), key=lambda entry: entry.name)))
 
 
@@ -162,23 +163,23 @@ def _rows(path: Path, required: Sequence[str]) -> Iterator[tuple[str, dict[str, 
         raise InputError(f"{shown(path)}: has no rows; a table has a line of columns and one per recording")
 
 
-def _table(folder: Path) -> list[Entry]:
+def _table(folder: Path, column: str) -> list[Entry]:
     """The recordings of metadata.csv; other columns are not used, a duration that is wrong does no harm."""
     path = folder / "metadata.csv"
     entries: dict[str, Entry] = {}
-    for place, row in _rows(path, ("path", "label")):
+    for place, row in _rows(path, ("path", column)):
         name = posixpath.normpath(row["path"])
         if os.path.isabs(name) or name in (".", "..") or name.startswith("../"):
             raise InputError(f"{place}: path {row['path']!r} leaves the folder; give paths relative to the table")
-        if not row["label"]:
-            raise InputError(f"{place}: label is empty; give every recording one, or take the table away")
+        if not row[column]:
+            raise InputError(f"{place}: {column} is empty; give every recording one, or take the table away")
         split = SPLIT_NAMES.get(row.get("split", "train").strip().lower())
         if split is None:
             raise InputError(f"{place}: split is {row['split']!r}, not one of {', '.join(SPLITS)}; mend it")
-        entry = Entry(name, row["label"], split if "split" in row else None, row.get("speaker") or None)
+        entry = Entry(name, row[column], split if "split" in row else None, row.get("speaker") or None)
         if name in entries:
-            first = f"label {entries[name].label!r} and split {entries[name].split!r}"
-            here = f"label {entry.label!r} and split {entry.split!r}"
+            first = f"{column} {entries[name].label!r} and split {entries[name].split!r}"
+            here = f"{column} {entry.label!r} and split {entry.split!r}"
             raise InputError(f"{place}: path {name!r} has {here}, further up {first}; leave one row per recording")
         _must_exist(folder, name, place)
         entries[name] = entry
@@ -222,8 +223,9 @@ def _speech_commands(folder: Path, names: Sequence[str]) -> tuple[str, list[Entr
     ]
 
 
-def _known(names: Sequence[str]) -> tuple[str, list[Entry]] | None:
-    """The layout of _KNOWN, below any folder, that all names fit; where one states a split, all do."""
+def _known(names: Sequence[str], column: str) -> tuple[str, list[Entry]] | None:
+    """The layout of _KNOWN, below any folder, that all names fit; where one states a split, all do. A number in a name,
+    such as NSynth's pitch, is without its leading zeros."""
     for kind, rule in _KNOWN.items():
         pattern, entries = re.compile(rf"(.*?/)??{rule}"), []
         for name in names:
@@ -231,8 +233,9 @@ def _known(names: Sequence[str]) -> tuple[str, list[Entry]] | None:
             if found is None:
                 break
             stated = found.groupdict()
-            split = stated.get("split")
-            entries.append(Entry(name, stated["label"].lower(), split and SPLIT_NAMES[split], stated.get("group")))
+            split, told = stated.get("split"), stated["label"].lower()
+            label = str(int(stated["pitch"])) if column == "pitch" and "pitch" in stated else told
+            entries.append(Entry(name, label, split and SPLIT_NAMES[split], stated.get("group")))
         if len(entries) == len(names) and len({entry.split is None for entry in entries}) == 1:
             return kind, entries
     return None

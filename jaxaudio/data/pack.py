@@ -72,11 +72,11 @@ class Source(Protocol):
 
 class Folder:
     """A folder of audio files as a source. Its key follows from name, label, split, group, size and time of every file
-    (so from the tables too), the rate and the channels, but not from where the folder lies."""
+    (so from the tables too), the rate and the channels, but not from where the folder lies. column: what a label is."""
 
-    def __init__(self, path: str | Path, sample_rate: int, channels: int) -> None:
+    def __init__(self, path: str | Path, sample_rate: int, channels: int, column: str = "label") -> None:
         self.path, self.sample_rate, self.channels = Path(path), sample_rate, channels
-        self.layout = layouts.describe(self.path)
+        self.layout = layouts.describe(self.path, column)
         digest = hashlib.blake2b(repr((FORMAT, sample_rate, channels, self.layout.kind)).encode(), digest_size=16)
         for entry in self.layout.entries:
             try:
@@ -103,9 +103,9 @@ class Folders:
     key follows from the folders' names and keys, in their order.
     """
 
-    def __init__(self, paths: Sequence[Path], sample_rate: int, channels: int) -> None:
+    def __init__(self, paths: Sequence[Path], sample_rate: int, channels: int, column: str = "label") -> None:
         self.sample_rate, self.channels = sample_rate, channels
-        folders = [Folder(path, sample_rate, channels) for path in paths]
+        folders = [Folder(path, sample_rate, channels, column) for path in paths]
         _refuse_shared(folders)
         self.words = ", ".join(map(str, folders))
         self.places = [(folder, i) for folder in folders for i in range(len(folder.layout.entries))]
@@ -133,11 +133,11 @@ class Folders:
         return folder.read(index)
 
 
-def recordings(paths: Sequence[Path], sample_rate: int, channels: int) -> Folder | Folders:
-    """A folder, or several, as a source."""
+def recordings(paths: Sequence[Path], sample_rate: int, channels: int, column: str = "label") -> Folder | Folders:
+    """A folder, or several, as a source. column: what a label is."""
     if len(paths) == 1:
-        return Folder(paths[0], sample_rate, channels)
-    return Folders(paths, sample_rate, channels)
+        return Folder(paths[0], sample_rate, channels, column)
+    return Folders(paths, sample_rate, channels, column)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 from scipy import signal
 
+from jaxaudio.core import InputError
 from jaxaudio.data.layouts import Entry, Layout
 
 VERSION = 1  # to be raised whenever a sample changes: it is part of the key under which recordings are cached
@@ -129,6 +130,8 @@ NOTES = {  # the range of pitches, in MIDI notes: 36 is 65 Hz, 84 is 1047 Hz
     **{f"vowel_{name}": (43, 62) for name in VOWELS},
 }
 FIRST_TEXTURE = 1_000_000  # of `Textures`: far behind the sounds of `Recordings`
+INSTRUMENTS = ("additive", "fm", "pluck")
+OCTAVES = (48, 71)  # of `Notes`, in MIDI notes: the two that all instruments have
 
 
 def render(index: int, sample_rate: int, length: int) -> tuple[np.ndarray, int]:
@@ -145,6 +148,12 @@ def render(index: int, sample_rate: int, length: int) -> tuple[np.ndarray, int]:
 def pitch(index: int) -> float | None:
     """The fundamental of sound `index` in Hz (the carrier of FM, the mean under vibrato); None for rain and wind."""
     return _draw(index)[3]
+
+
+def note(index: int) -> int | None:
+    """The same as a MIDI number."""
+    hertz = pitch(index)
+    return None if hertz is None else round(69 + 12 * np.log2(hertz / 440))
 
 
 def formants(index: int) -> tuple[float, ...]:
@@ -246,3 +255,28 @@ class Textures(Recordings):
         """The first of their classes from sound FIRST_TEXTURE on."""
         textures = (i for i in itertools.count(FIRST_TEXTURE) if CLASSES[i % len(CLASSES)] not in NOTES)
         return tuple(itertools.islice(textures, count))
+
+
+class Notes(Recordings):
+    """The first `count` notes of instruments within OCTAVES, labelled by their pitch, a MIDI number."""
+
+    def __str__(self) -> str:
+        return "the synthesised notes"
+
+    @staticmethod
+    def chosen(count: int) -> Sequence[int]:
+        """Those of their classes whose pitch is within."""
+        notes = (i for i in itertools.count() if CLASSES[i % len(CLASSES)] in INSTRUMENTS)
+        low, high = OCTAVES
+        return tuple(itertools.islice((i for i in notes if low <= note(i) <= high), count))
+
+    @staticmethod
+    def _entry(i: int) -> Entry:
+        return Recordings._entry(i)._replace(label=str(note(i)))
+
+
+def labelled(column: str) -> type[Recordings]:
+    """The data set whose labels are what a column of this name would hold. Raises `InputError` where there is none."""
+    if column not in (known := {"label": Recordings, "pitch": Notes}):
+        raise InputError(f"label is {column!r}, but the synthesiser's sounds have {' and '.join(known)}: name --data")
+    return known[column]

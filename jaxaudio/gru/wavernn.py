@@ -104,6 +104,7 @@ class WaveRNN(Autoregressive, Vocodes):
     prune_every: int = 500  # steps
 
     criterion: ClassVar = "bits"
+    faintest: ClassVar = 0.0
     published: ClassVar = MappingProxyType({"network": 4.23})
     presets: ClassVar = MappingProxyType(
         {
@@ -251,8 +252,11 @@ class WaveRNN(Autoregressive, Vocodes):
         """The frames that lie wholly in these samples."""
         cut = cut_frames(wave.astype(jnp.float32), self.window, self.hop)
         magnitude = jnp.abs(jnp.fft.rfft(cut * taper("hann", self.window).reshape(1, 1, -1), self.fft))
-        level = 20 * jnp.log10(jnp.maximum(magnitude @ jnp.asarray(self.filters), FLOOR))
-        return jnp.clip((level - self.loudest_db) / RANGE_DB + 1, 0, 1)
+        return self.from_log(jnp.log(jnp.maximum(magnitude @ jnp.asarray(self.filters), FLOOR)))
+
+    def from_log(self, frames: Frames) -> Frames:
+        """In dB, scaled to [0, 1]."""
+        return jnp.clip((20 / math.log(10) * frames - self.loudest_db) / RANGE_DB + 1, 0, 1)
 
     # --------------------------------------------------------------------------------------------------------- training
 
@@ -283,7 +287,7 @@ class WaveRNN(Autoregressive, Vocodes):
 
     def loss(self, network, *, batch: Batch, statistics, shard: Shard):
         """Nats per sample. Codes hide what is not finite in a wave; its frames show it."""
-        given, frames = {"params": network, "batch_stats": statistics}, self.frames_of(batch.wave)
+        given, frames = {"params": network, "batch_stats": statistics}, self.frames_of(batch)
         ready, changed = Network(self).apply(given, frames, shard, True, mutable="batch_stats")
         value = -jnp.mean(sum(self.likelihoods(ready, batch.wave).values()))
         return value, {"bits": value / math.log(2), "statistics": changed["batch_stats"]}
@@ -291,13 +295,16 @@ class WaveRNN(Autoregressive, Vocodes):
     def evaluate(self, state, batch, key) -> Metrics:
         """Bits per sample: of 16-bit samples or, of `raw`, of mu-law codes; of `dual` also those of each byte."""
         del key
-        ready = self.ready(self.weights(state), self.frames_of(batch.wave))
+        ready = self.ready(self.weights(state), self.frames_of(batch))
         bits = {name: -value / math.log(2) for name, value in self.likelihoods(ready, batch.wave).items()}
         return {"bits": sum(bits.values()), **(bits if len(bits) > 1 else {})}
 
-    def frames_of(self, wave: Wave) -> Frames:
-        """Of a training example: those of the predicted samples, and REACH to either side."""
-        around = (self.margin - REACH) * self.hop
+    def frames_of(self, batch: Batch) -> Frames:
+        """Of training examples: those of the predicted samples, and REACH to either side."""
+        wave, beyond = batch.wave, self.margin - REACH
+        if batch.given is not None:
+            return batch.given[:, beyond : batch.given.shape[1] - beyond]
+        around = beyond * self.hop
         return self.seen(wave[:, around - self.edges[0] : wave.shape[1] - around + self.edges[1], 0])
 
     def likelihoods(self, ready: Ready, wave: Wave) -> dict[str, Float[Array, "batch"]]:

@@ -24,8 +24,8 @@ OTHER = "give another --out, or delete the folder"
 def claim(folder: Path, model: Model, run: Mapping[str, Any]) -> Any:
     """Makes the folder this run's for as long as the returned lock lives.
 
-    `run` holds `seed` and `data`, and `noise` of a model that learns from it, `codec` of one that learns codes:
-    these must be the same when a run is continued. And it holds what else is worth keeping.
+    `run` holds `seed` and `data`, and `noise` of a model that learns from it, `codec` of one that learns codes, `mels`
+    where they are given: these must be the same when a run is continued. And it holds what else is worth keeping.
     Raises InputError where another process works in it or another run lies in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def _written(folder: Path, remedy: str) -> tuple[dict[str, Any], dict[str, Any]]
 
 def _identity(run: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same when a run is continued, beside its model."""
-    titles = {"noise": "noise data", "codec": "codec"}  # what no field of a model is called
+    titles = {"noise": "noise data", "codec": "codec", "mels": "given mels"}  # what no field of a model is called
     more = {title: run[name]["fingerprint"] for name, title in titles.items() if name in run}
     return {"seed": run["seed"], "data": run["data"]["fingerprint"], **more}
 

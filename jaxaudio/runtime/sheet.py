@@ -11,8 +11,11 @@ from jaxaudio.dsp.stft import magnitudes
 FLOOR_DB = -80.0  # below the loudest bin of the sheet
 
 
-def draw(sounds: np.ndarray, sample_rate: int, titles: Sequence[str], path: Path | None = None) -> np.ndarray:
-    """Spectrograms of sounds [n, time, channels], each under its title; saved as PNG at `path`.
+def draw(
+    sounds: np.ndarray, sample_rate: int, titles: Sequence[str], path: Path | None = None, columns: int | None = None
+) -> np.ndarray:
+    """Spectrograms of sounds [n, time, channels], each under its title; saved as PNG at `path`. columns: if none
+    are given, as many as make the page about square.
 
     One scale for the whole page (decibels below the loudest bin), time to the right, frequency up to half the sample
     rate. Returns the picture [height, width, 3], uint8.
@@ -23,7 +26,7 @@ def draw(sounds: np.ndarray, sample_rate: int, titles: Sequence[str], path: Path
     size = 256 if sounds.shape[1] < 2 * sample_rate else 1024
     level = 20 * np.log10(np.asarray(magnitudes(jnp.asarray(sounds.mean(-1)), size, size // 4)) + 1e-9)
     level -= level.max()
-    columns = min(len(sounds), max(4, int(np.ceil(np.sqrt(len(sounds))))))
+    columns = columns or min(len(sounds), max(4, int(np.ceil(np.sqrt(len(sounds))))))
     rows = -(-len(sounds) // columns)
     figure = Figure(figsize=(2.4 * columns, 1.7 * rows + 0.5), layout="constrained")
     canvas = FigureCanvasAgg(figure)

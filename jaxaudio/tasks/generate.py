@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxaudio.core import Carry, Composes, Continues, Generates, InputError, Labels, Model, Params, Quantizes
+from jaxaudio.core import Carry, Composes, Continues, Generates, InputError, Labels, Model, Params, Plays, Quantizes
 from jaxaudio.data import audio
 from jaxaudio.data.coder import Codec, known, why_no_codes
 from jaxaudio.data.codes import CodePack, open_codes
+from jaxaudio.data.notes import chosen
 from jaxaudio.data.pack import Pack
 from jaxaudio.data.parts import Head, finite, page
 from jaxaudio.runtime import folder
@@ -28,6 +29,8 @@ MOST_SOUNDS, MOST_SECONDS = 100_000, 3600.0  # of all sounds: they are made at o
 MOST_CONTINUED = 36_000.0  # the same of models that go on for ever, which make them block by block
 STREAMS = 128  # sounds that are made side by side, a file open for each
 BLOCK_SECONDS = 1.0  # of each
+USUAL_SOUNDS = 16
+NOTES = 16  # that are made at once
 USUAL_SECONDS = (1.0, 4.0)  # least and most of what such a model makes unless asked for more
 PANELS = 64  # of a sheet
 SEAM_SECONDS = 0.02  # over which what a codec loses of a sound's end fades out behind it
@@ -38,7 +41,8 @@ FROM_CODEC = ("sample_rate", "channels", "gain", "hop", "codebooks", "codebook_s
 class Options:
     """Of the verb generate."""
 
-    n: int = 16  # how many sounds
+    n: int | None = None  # how many sounds; with pitch: how many instruments; none: 16, or 1
+    pitch: str | None = None  # of a model of notes: MIDI numbers, as 60,64,67 or 48-59, which every instrument plays
     label: str | None = None  # of a conditional model: a class by name or number; none: all in turn
     seconds: float | None = None  # length of each; none: the model's segment or, of one that goes on for ever, 1 to 4 s
     temperature: float | None = None  # of models that draw sample by sample, or codes; 0: always the most likely one
@@ -48,13 +52,18 @@ class Options:
 
 def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     """Writes `n` WAV files and one sheet of their spectrograms; the same files for the same seed."""
+    usual = USUAL_SOUNDS if options.pitch is None else 1
+    options = dataclasses.replace(options, n=usual if options.n is None else options.n)
     trained = drawing(trained, options.temperature, options.top_p)
     model, sampler = trained.model, sampler_of(trained, options.codec, seed)
-    length = length_of(model, options)
-    label = labels(trained.labels, options.label, options.n)
-    titles, key = captions(trained.labels, label, options.n), jax.random.key(seed)
+    if options.pitch is None:
+        length = length_of(model, options)
+        label = labels(trained.labels, options.label, options.n)
+        titles, key = captions(trained.labels, label, options.n), jax.random.key(seed)
     try:
-        if sampler:
+        if options.pitch is not None:
+            scales(trained, options, seed, out)
+        elif sampler:
             write_long(out, sampler, key, label, titles, length)
         else:
             sound = jax.jit(model.generate, static_argnums=(2, 3))
@@ -63,6 +72,45 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     except audio.Unusable as reason:
         raise InputError(f"{trained.folder} at step {trained.step}: {reason}") from reason
     return out
+
+
+def scales(trained: Trained, options: Options, seed: int, out: Path) -> None:
+    """Every pitch asked for, played by each of `n` instruments; the sheet has a row for each of several."""
+    model, asked = trained.model, chosen(options.pitch, pitches_in(trained))
+    if options.label is not None:
+        raise InputError(f"label is {options.label!r} and pitch {options.pitch!r}: give one of them")
+    n, count = options.n, len(asked)
+    length = length_of(model, dataclasses.replace(options, n=n * count))
+    if length > model.segment:
+        longest = f"{model.segment / model.sample_rate:g} s"
+        raise InputError(f"seconds is {options.seconds:g}: this model makes notes of {longest} at most (its segment)")
+    latent = np.repeat(np.asarray(model.latents(jax.random.key(seed), n)), count, 0)
+    waves = np.stack([wave[:length] for wave in Player(trained)(latent, asked * n)])
+    titles = [f"{i // count}-{pitch}" if n > 1 else str(pitch) for i, pitch in enumerate(asked * n)]
+    write(out, waves, model.sample_rate, titles, columns=count if n > 1 else None)
+
+
+def pitches_in(trained: Trained) -> tuple[int, ...]:
+    """Those that the run has learned. Raises InputError where there are none."""
+    if not isinstance(trained.model, Plays):
+        raise InputError(f"{trained.folder} has learned no pitches: leave --pitch away")
+    return trained.model.pitches
+
+
+class Player:
+    """A model of notes and its parameters: any number of notes, a few at once through one program."""
+
+    def __init__(self, trained: Trained):
+        self.model, self.params, self.render = trained.model, trained.params, jax.jit(trained.model.render)
+
+    def __call__(self, latent: np.ndarray, pitches: Sequence[int]) -> Iterator[np.ndarray]:
+        """A note [segment, channels] by each instrument [n, latent] at its pitch. Raises `audio.Unusable` where one is
+        not finite."""
+        label = np.array([self.model.pitches.index(pitch) for pitch in pitches], np.int32)
+        for first in range(0, len(latent), NOTES):
+            rows = np.resize(np.arange(first, min(first + NOTES, len(latent))), NOTES)
+            waves = self.render(self.params, jnp.asarray(latent[rows]), jnp.asarray(label[rows]))
+            yield from finite(np.asarray(waves))[: len(latent) - first]
 
 
 def length_of(model: Model, options: Options) -> int:
@@ -320,13 +368,16 @@ def captions(names: tuple[str, ...], label: jax.Array | np.ndarray | None, n: in
     return [clean[i] if clean[i].isprintable() else ascii(clean[i])[1:-1] for i in np.asarray(label)]
 
 
-def write(out: Path, waves: np.ndarray, sample_rate: int, titles: list[str], prefix: str = "") -> np.ndarray:
+def write(
+    out: Path, waves: np.ndarray, sample_rate: int, titles: list[str], prefix: str = "", columns: int | None = None
+) -> np.ndarray:
     """One WAV file per sound, and one sheet of their spectrograms, which it returns [height, width, 3]; of PANELS
-    sounds at most, evenly chosen."""
+    sounds at most, evenly chosen. columns: of a sheet that has room for all."""
     for i, (title, wave) in enumerate(zip(titles, waves, strict=True)):
         audio.write(out / f"{stem(prefix, i, title)}.wav", wave, sample_rate)
     every = sparse(len(waves))
-    return draw(waves[::every], sample_rate, titles[::every], out / f"{prefix or 'sheet'}.png")
+    sheet = out / f"{prefix or 'sheet'}.png"
+    return draw(waves[::every], sample_rate, titles[::every], sheet, columns if every == 1 else None)
 
 
 def write_long(

@@ -2,14 +2,10 @@
 
 import copy
 import dataclasses
-import os
-import stat
-import warnings
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from tokenize import TokenError
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +15,7 @@ import tyro
 from jaxaudio.core import InputError, Params, Vocodes
 from jaxaudio.data import audio
 from jaxaudio.data.files import found, one_by_one
+from jaxaudio.data.frames import opened, pieces, wanted_by
 from jaxaudio.data.parts import FADE, Head, Recorder, finite, page, surrounded, through
 from jaxaudio.runtime.folder import Trained
 from jaxaudio.tasks.generate import drawing
@@ -30,10 +27,11 @@ AROUND_SECONDS = 0.25  # of what lies around them: half of the longest window th
 BLOCK_SECONDS = 0.25  # of sound that is made at once: what a sound ends within is made in vain
 OVERLAP_SECONDS = 0.025  # of two stretches; in its first half the network that starts afresh is not heard
 MOST_FOLD = 60.0  # seconds
+AROUND_FEW = 8  # times as long as what a model sees around it a block is at least: the work for that is done again
 ROWS, ROWS_SECONDS = 64, 600.0  # stretches that are made side by side, and how much sound they are at most
 SHOWN = 16  # sounds on a sheet
-CHUNK = 1000  # frames that are read at once
-DAMAGED = (ValueError, EOFError, OverflowError, TypeError, MemoryError, SyntaxError, TokenError)  # what numpy raises
+UNITS = {"ln": 1.0, "log10": np.log(10), "db": np.log(10) / 20}  # of magnitudes, in natural logarithms
+UNDER = 0.1  # of the range below 0 that features may go below the faintest: what a network predicts may overshoot
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +39,9 @@ class Options:
     """Of the verb vocode."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]  # .npy files of float [frames, bands], or folders of them
+    transposed: bool = False  # files hold [bands, frames] or [1, bands, frames], as of HiFi-GAN and others
+    log: Literal["own", "ln", "log10", "db"] = "own"  # of which the mels are; own: as encode writes them
+    power: bool = False  # of ln and log10: they are those of powers, not of magnitudes
     temperature: float | None = None  # of models that draw sample by sample; 0: always the most likely one
     top_p: float | None = None  # of the same: only the most likely levels, which together have this probability
     fold: float | None = None  # seconds: an approximation, stretches of that are made side by side and cross-faded
@@ -49,12 +50,16 @@ class Options:
 def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     """Writes NAME.wav per file of features, and a sheet of the first few."""
     model = drawing(trained, options.temperature, options.top_p).model
+    if options.power and options.log not in ("ln", "log10"):
+        raise InputError(f"power is of mels whose log is ln or log10, and log is {options.log}: leave --power away")
     vocoder, shown = Vocoder(model, model.prepared(trained.params), seed, options.fold), []
+    wanted, unit = wanted_by(model), Unit(model, options)
 
     def vocode(path: Path, target: Path) -> str:
-        frames = opened(path, vocoder)
+        frames = opened(path, wanted, options.transposed)
+        unit.check(frames)
         length, head = len(frames) * model.hop, Head(model.sample_rate)
-        vocoder.write(target, head.seen(vocoder.sound(pieces(frames), length, 1.0)), length)
+        vocoder.write(target, head.seen(vocoder.sound(map(unit.own, pieces(frames)), length, 1.0)), length)
         if len(shown) < SHOWN:
             shown.append((target.name, head))
         return f"{len(frames)} frames, {length / model.sample_rate:.2f} s -> {target.name}"
@@ -62,6 +67,32 @@ def perform(trained: Trained, options: Options, seed: int, out: Path) -> Path:
     one_by_one(found(options.files, {".npy"}, "file of features"), out, ".wav", vocode)
     page(out / "sheet.png", shown)
     return out
+
+
+class Unit:
+    """In which numbers the features of files are, and what the model's own are for these."""
+
+    def __init__(self, model: Vocodes, options: Options):
+        self.model, self.log = model, options.log
+        self.scale = None if self.log == "own" else UNITS[self.log] / (2 if options.power else 1)
+
+    def own(self, frames: np.ndarray) -> np.ndarray:
+        """The model's own [some, bands]."""
+        if self.scale is None:
+            return frames
+        frames = np.asarray(self.model.from_log(jnp.asarray(np.float32(self.scale) * frames)[None]))[0]
+        return np.maximum(frames, np.float32(self.model.faintest))
+
+    def check(self, frames: np.ndarray) -> None:
+        """Raises `audio.Unusable` where these can't be the model's own, and are said to be."""
+        least, most = self.model.faintest, max(abs(self.model.faintest), 1.0)
+        if self.scale is not None or np.isinf(least):
+            return
+        found = min(float(piece.min()) for piece in pieces(frames))
+        if found < least - UNDER * most:
+            raise audio.Unusable(
+                f"its numbers go down to {found:.4g}, this run's features to {least:.4g}: tell what they are with --log"
+            )
 
 
 class Vocoder(Recorder):
@@ -75,7 +106,8 @@ class Vocoder(Recorder):
     def __init__(self, model: Vocodes, params: Params, seed: int, fold: float | None = None):
         super().__init__(model)
         self.take, self.program = jax.jit(model.features), jax.jit(model.vocode)
-        self.around, self.block = self.frames_in(AROUND_SECONDS), self.frames_in(BLOCK_SECONDS)
+        self.around = self.frames_in(AROUND_SECONDS)
+        self.block = max(self.frames_in(BLOCK_SECONDS), AROUND_FEW * model.reach)
         self.most = max(self.frames_in(PART_SECONDS), 4 * (2 * self.around + FADE))
         self.overlap = self.frames_in(OVERLAP_SECONDS)
         self.step = None if fold is None else self.folded(fold)
@@ -99,13 +131,6 @@ class Vocoder(Recorder):
             rule = f"{least:.4g} s, by which stretches overlap, to {MOST_FOLD:.0f} s"
             raise InputError(f"fold is {fold:g}: it is {rule}; without --fold nothing is cut")
         return self.frames_in(fold)
-
-    @property
-    def bands(self) -> int:
-        """Numbers in a frame."""
-        hops = max(1, self.model.segment // self.model.hop)
-        wave = jax.ShapeDtypeStruct((1, hops * self.model.hop, self.model.channels), jnp.float32)
-        return jax.eval_shape(self.model.features, wave).shape[-1]
 
     def features(self, blocks: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
         """The frames [some, bands] of sound that comes in blocks [some, channels], `length` samples in all; behind it
@@ -180,34 +205,3 @@ def crossed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     # and a linear cross-fade would lose 3 dB in its middle.
     mixed = np.sqrt(1 - share) * before[warm:] + np.sqrt(share) * after[warm : len(before)]
     return np.concatenate([before[:warm], mixed, after[len(before) :]])
-
-
-def opened(path: Path, vocoder: Vocoder) -> np.ndarray:
-    """The frames of a .npy file, which stay in the file. Raises `audio.Unusable` for what this model can't vocode."""
-    model, bands = vocoder.model, vocoder.bands
-    wanted = f"this run wants float [frames, {bands}], a frame per {model.hop} samples at {model.sample_rate} Hz"
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # one that waits for a writer would never be opened
-            raise audio.Unusable("not a regular file")
-        with warnings.catch_warnings(action="ignore"):  # of files that Python 2 wrote
-            frames = np.lib.format.open_memmap(path, mode="r")
-    except OSError as problem:
-        raise audio.Unusable(problem.strerror or "damaged, or no .npy file") from problem
-    except DAMAGED as problem:
-        raise audio.Unusable(f"damaged, empty, or no .npy file of numbers: {wanted}") from problem
-    if frames.ndim != 2 or frames.shape[1] != bands or not len(frames):
-        remedy = ": transpose it" if frames.ndim == 2 and frames.shape[0] == bands else ""
-        raise audio.Unusable(f"its shape is {frames.shape}, {wanted}{remedy}")
-    if frames.dtype.kind != "f":
-        raise audio.Unusable(f"it holds {frames.dtype}, {wanted}")
-    if not all(np.isfinite(piece).all() for piece in pieces(frames)):
-        raise audio.Unusable("its frames hold NaN, infinity or numbers beyond float32")
-    return frames
-
-
-def pieces(frames: np.ndarray) -> Iterator[np.ndarray]:
-    """Frames as float32, some at a time."""
-    for first in range(0, len(frames), CHUNK):
-        with np.errstate(over="ignore"):
-            piece = np.array(frames[first : first + CHUNK], np.float32)
-        yield piece

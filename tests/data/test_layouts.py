@@ -47,6 +47,18 @@ def test_a_table_states_labels_splits_and_speakers(tmp_path):
     )
 
 
+def test_any_column_of_a_table_may_be_the_label_and_a_folder_per_class_is_one(tmp_path):
+    text = "path,label,pitch\na.wav,one,60\nb.wav,two,\n"
+    with pytest.raises(InputError, match="line 3: pitch is empty; give every recording one"):
+        layouts.describe(table(tmp_path / "table", text), "pitch")
+    table(tmp_path / "table", text.replace("two,", "two,48"))
+    assert columns(layouts.describe(tmp_path / "table", "pitch"), "label") == [("a.wav", "60"), ("b.wav", "48")]
+    with pytest.raises(InputError, match="line 1: 0 columns 'octave' in: path, label, pitch; give it one"):
+        layouts.describe(tmp_path / "table", "octave")
+    plant(tmp_path / "folders", "60/a.wav", "61/b.wav")
+    assert columns(layouts.describe(tmp_path / "folders", "pitch"), "label") == [("60/a.wav", "60"), ("61/b.wav", "61")]
+
+
 def test_a_table_may_have_a_byte_order_mark_any_line_ends_and_quoted_names(tmp_path):
     text = '\ufeffpath,label\r\n"a,""b"".wav",café\r\n\r\n日本.wav,x\r\n'
     layout = layouts.describe(table(tmp_path, text, 'a,"b".wav', "日本.wav"))
@@ -130,6 +142,11 @@ def test_nsynth_is_labelled_by_family_and_grouped_by_instrument(tmp_path):
     ]
     alone = layouts.describe(tmp_path / "nsynth-train")
     assert (alone.kind, alone.entries[0].label, alone.entries[0].split) == ("nsynth", "synth_lead", "train")
+    pitched = layouts.describe(tmp_path, "pitch")
+    assert [entry[1:] for entry in pitched.entries] == [
+        ("24", "test", "bass_acoustic_000"),
+        ("24", "train", "synth_lead_synthetic_003"),
+    ]
 
 
 def test_esc50_takes_its_splits_from_its_folds(tmp_path):

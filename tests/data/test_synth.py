@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import linalg
 
+from jaxaudio.core import InputError
 from jaxaudio.data import synth
 
 RATES = (8000, 16000, 22050, 48000)
@@ -182,3 +183,21 @@ def test_textures_are_rain_and_wind_that_no_recording_is():
     assert {e.name for e in textures.layout.entries}.isdisjoint(e.name for e in others.layout.entries)
     np.testing.assert_array_equal(textures.read(1)[:, 0], synth.render(1_000_009, 16000, 500)[0])
     assert textures.key != others.key
+
+
+def test_notes_are_those_of_instruments_within_two_octaves_labelled_by_their_pitch():
+    made = synth.Notes(16000, 1, 800)
+    assert len(made.layout.entries) == 1000
+    assert {entry.label for entry in made.layout.entries if entry.split == "train"} == set(map(str, range(48, 72)))
+    for index, entry in list(zip(made.indices, made.layout.entries, strict=True))[:50]:
+        assert entry.name == f"{synth.CLASSES[index % 10]}/{index:06d}"
+        assert entry.name.split("/")[0] in synth.INSTRUMENTS
+        assert synth.pitch(index) == pytest.approx(440 * 2 ** ((int(entry.label) - 69) / 12))
+    np.testing.assert_array_equal(made.read(7)[:, 0], synth.render(made.indices[7], 16000, 800)[0])
+    assert made.key != synth.Recordings(16000, 1, 800).key
+
+
+def test_what_sounds_are_labelled_by_is_known_or_refused():
+    assert (synth.labelled("label"), synth.labelled("pitch")) == (synth.Recordings, synth.Notes)
+    with pytest.raises(InputError, match="label is 'octave', but the synthesiser's sounds have label and pitch"):
+        synth.labelled("octave")

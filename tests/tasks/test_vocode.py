@@ -10,7 +10,7 @@ import soundfile
 
 import sample
 from jaxaudio.core import InputError
-from jaxaudio.data import audio, parts
+from jaxaudio.data import audio, frames, parts
 from jaxaudio.runtime.folder import trained
 from jaxaudio.tasks import encode, reconstruct, vocode
 from tests.commands import run
@@ -244,7 +244,7 @@ def test_any_float_will_do_in_any_order(tmp_path, kind):
 
 
 def test_a_damaged_file_of_features_gives_one_line_and_the_others_go_on(tmp_path, capsys):
-    given, vocoder = run_of(Still(), tmp_path), vocoder_of()
+    given = run_of(Still(), tmp_path)
     np.save(tmp_path / "a.npy", sound(70, 8))
     content, rng, reasons = (tmp_path / "a.npy").read_bytes(), np.random.default_rng(0), []
     bad = tmp_path / "bad.npy"
@@ -254,7 +254,7 @@ def test_a_damaged_file_of_features_gives_one_line_and_the_others_go_on(tmp_path
             damaged[at] = rng.integers(256)
         bad.write_bytes(damaged)
         try:
-            vocode.opened(bad, vocoder)
+            frames.opened(bad, frames.Wanted(8, 8, 1000))
         except audio.Unusable as reason:
             reasons.append(str(reason))
     assert len(reasons) > 150
@@ -266,6 +266,61 @@ def test_a_damaged_file_of_features_gives_one_line_and_the_others_go_on(tmp_path
     assert out.count("left out: damaged, empty, or no .npy file of numbers") == 2
     assert "left out: No such file or directory" in out
     assert err == "3 of 4 files were left out\n"
+
+
+@pytest.mark.parametrize("shape", [(8, 70), (1, 8, 70), (8, 8)])
+def test_files_that_are_transposed_are_turned_when_it_is_said(tmp_path, shape):
+    given, mels = run_of(Still(), tmp_path), sound(8 * shape[-1], 1).reshape(shape)
+    np.save(tmp_path / "a.npy", mels)
+    out = of_recordings(vocode, given, [tmp_path / "a.npy"], tmp_path / "out", transposed=True)
+    np.testing.assert_allclose(audio.read(out / "a.wav", 1000, 1)[:, 0], mels.reshape(8, -1).T.ravel(), atol=2e-5)
+    if shape[-1] != 8:
+        with pytest.raises(InputError, match="its shape is"):
+            of_recordings(vocode, given, [tmp_path / "a.npy"], tmp_path / "new")
+    np.save(tmp_path / "b.npy", np.zeros((70, 8), np.float32))
+    with pytest.raises(InputError, match=r"its shape is \(70, 8\), .* Hz: leave --transposed away"):
+        of_recordings(vocode, given, [tmp_path / "b.npy"], tmp_path / "new", transposed=True)
+
+
+class Logged(Still):
+    """Its features are a tenth of the logarithms of magnitudes, -0.5 at least."""
+
+    faintest = -0.5
+
+    def from_log(self, frames):
+        return frames / 10
+
+
+@pytest.mark.parametrize(
+    ("log", "power", "made"),
+    [
+        ("ln", False, np.log),
+        ("ln", True, lambda x: np.log(x**2)),
+        ("log10", False, np.log10),
+        ("log10", True, lambda x: np.log10(x**2)),
+        ("db", False, lambda x: 20 * np.log10(x)),
+    ],
+)
+def test_mels_of_any_logarithm_become_the_models_own(tmp_path, log, power, made):
+    magnitudes = np.random.default_rng(0).uniform(1e-4, 9.0, (70, 8))
+    np.save(tmp_path / "a.npy", made(magnitudes))
+    given = run_of(Logged(), tmp_path)
+    out = of_recordings(vocode, given, [tmp_path / "a.npy"], tmp_path / "out", log=log, power=power)
+    own = np.maximum(np.log(magnitudes) / 10, -0.5)
+    np.testing.assert_allclose(audio.read(out / "a.wav", 1000, 1)[:, 0], own.ravel(), atol=2e-5)
+
+
+def test_numbers_that_can_not_be_the_models_own_are_refused_and_a_little_beyond_is_not(tmp_path):
+    given, mels = run_of(Logged(), tmp_path), np.linspace(-0.55, 0.5, 80).reshape(10, 8)
+    np.save(tmp_path / "a.npy", mels)
+    of_recordings(vocode, given, [tmp_path / "a.npy"], tmp_path / "out")
+    np.save(tmp_path / "a.npy", 4 * mels)
+    rule = r"its numbers go down to -2.2, this run's features to -0.5: tell what they are with --log"
+    with pytest.raises(InputError, match=rule):
+        of_recordings(vocode, given, [tmp_path / "a.npy"], tmp_path / "new")
+    for log in ("own", "db"):
+        with pytest.raises(InputError, match=f"whose log is ln or log10, and log is {log}: leave --power away"):
+            of_recordings(vocode, given, [tmp_path / "a.npy"], tmp_path / "new", log=log, power=True)
 
 
 def test_what_is_no_regular_file_is_left_out_and_not_waited_for(tmp_path, capsys):
