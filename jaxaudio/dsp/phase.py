@@ -26,16 +26,16 @@ def instantaneous_frequency(phase: Phase) -> Phase:
     1 is a step of half a turn per hop. Source: Engel et al. 2019 (GANSynth, arXiv 1902.08710), section 2.1.
     """
     # The step of the unwrapped phase is the wrapped step of the phase, and so keeps its last digits.
-    steps = _wrap(jnp.diff(phase, axis=-2) / np.pi)
+    steps = wrap(jnp.diff(phase, axis=-2) / np.pi)
     return jnp.concatenate([phase[..., :1, :] / np.pi, steps], -2)
 
 
 def integrate(frequency: Phase) -> Phase:
     """The phase, in [-pi, pi], of an instantaneous frequency: inverse of `instantaneous_frequency` modulo 2 pi."""
     # Every partial sum is wrapped, so that rounding does not grow with the phase.
-    return np.pi * jax.lax.associative_scan(lambda a, b: _wrap(a + b), _wrap(frequency), axis=frequency.ndim - 2)
+    return np.pi * jax.lax.associative_scan(lambda a, b: wrap(a + b), wrap(frequency), axis=frequency.ndim - 2)
 
 
-def _wrap(x: Array) -> Array:
+def wrap(x: Array) -> Array:
     """x modulo 2 in [-1, 1]; its gradient is the identity."""
     return x - 2 * jnp.round(x / 2)
