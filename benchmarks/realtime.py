@@ -1,32 +1,32 @@
 """How a model keeps up with sound: python -m benchmarks.realtime MODEL[:PRESET] [--json FILE] [--model.causal]
 
-Of a model that encodes: seconds of sound per second of work for a whole recording, in, out and both. Of a causal one
-also a stream, as `sample.py stream` does it and before all else: chunks pushed back to back, without the pauses of a
-live input, each timed by itself from bytes to bytes, and what the process holds meanwhile. The weights are drawn anew,
-as after the last training step: speed does not depend on what they say.
+Of a model that encodes or vocodes: seconds of sound per second of work for a whole recording, in, out and both. Of a
+causal one also a stream, as `sample.py stream` does it and before all else: chunks pushed back to back, without the
+pauses of a live input, each timed by itself from bytes to bytes, and what the process holds meanwhile. The weights are
+drawn anew, as after the last training step: speed does not depend on what they say.
 """
 
 import dataclasses
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.rows import named, publish
 from benchmarks.step import peak_memory
 from benchmarks.timing import OtherLoad, alternate, quartiles
 from jaxaudio import zoo
-from jaxaudio.core import Encodes, InputError, Model, Params, Streams
+from jaxaudio.core import Encodes, Frames, InputError, Model, Params, Streams, Vocodes, Wave
 from jaxaudio.runtime.command import guarded, keep_freed_memory
 from jaxaudio.runtime.folder import Trained
 from jaxaudio.runtime.parallel import Devices
 
 BATCHES = (1, 8)  # recordings at once
-PARTS = ("encode", "decode", "both")
 MOST_SECONDS = 600.0  # of a recording
 WARM = 16  # chunks before those that are timed
 
@@ -44,10 +44,10 @@ class Options:
 
 
 def measure(options: Options) -> dict[str, object]:
-    """One row: what was measured of this model. Raises InputError for one that does not encode."""
+    """One row: what was measured of this model. Raises InputError for one that neither encodes nor vocodes."""
     model = options.model
-    if not isinstance(model, Encodes):
-        raise InputError(f"{zoo.name_of(model)} does not encode: choose a model that does, such as rave")
+    if not isinstance(model, Encodes | Vocodes):
+        raise InputError(f"{zoo.name_of(model)} neither encodes nor vocodes: choose a model that does, such as rave")
     hops = round(options.seconds * model.sample_rate) // model.hop if 0 < options.seconds <= MOST_SECONDS else 0
     if min(hops, options.chunk_hops, options.windows) < 1 or options.chunks < 10:
         raise InputError(
@@ -83,26 +83,42 @@ def fresh(model: Model) -> Params:
 
 
 def offline(options: Options, params: Params, hops: int) -> list[dict[str, object]]:
-    """A row for each batch: quartiles of the seconds of sound per second, of encoding, decoding and both."""
+    """A row for each batch: quartiles of the seconds of sound per second, in, out and both."""
     model, key, rows = options.model, jax.random.key(1), []
+    (first, into), (second, out) = halves(model)
     programs = {
-        "encode": jax.jit(model.encode),
-        "decode": jax.jit(model.decode),
-        "both": jax.jit(lambda params, wave, key: model.decode(params, model.encode(params, wave), key)),
+        first: jax.jit(into),
+        second: jax.jit(out),
+        "both": jax.jit(lambda params, wave, key: out(params, into(params, wave), key)),
     }
     for batch in BATCHES:
         wave = jax.device_put(noise(batch, hops * model.hop, model.channels))
-        latent = programs["encode"](params, wave)
-        given = {"encode": (wave,), "decode": (latent, key), "both": (wave, key)}
+        seen = programs[first](params, wave)
+        given = {first: (wave,), second: (seen, key), "both": (wave, key)}
         calls = {
             name: lambda name=name, given=given: jax.block_until_ready(programs[name](params, *given[name]))
-            for name in PARTS
+            for name in programs
         }
         times = alternate(calls, options.windows, 0.5)
         length = batch * wave.shape[1] / model.sample_rate
-        factors = {name: [length / value for value in reversed(quartiles(times[name]))] for name in PARTS}
-        rows.append({"batch": batch, "seconds": wave.shape[1] / model.sample_rate, **factors})
+        factors = {name: [length / value for value in reversed(quartiles(times[name]))] for name in programs}
+        rows.append({"batch": batch, "seconds": wave.shape[1] / model.sample_rate, "factors": factors})
     return rows
+
+
+def halves(model: Encodes | Vocodes) -> tuple[tuple[str, Callable], tuple[str, Callable]]:
+    """The names of the ways in and out, and they themselves."""
+    if isinstance(model, Encodes):
+        return ("encode", model.encode), ("decode", model.decode)
+
+    def seen(params: Params, wave: Wave) -> Frames:
+        del params
+        return jnp.pad(model.features(wave), ((0, 0), (model.reach, model.reach), (0, 0)), "edge")
+
+    def vocode(params: Params, frames: Frames, key: jax.Array) -> Wave:
+        return model.vocode(params, model.open(params, len(frames)), frames, key)[1]
+
+    return ("features", seen), ("vocode", vocode)
 
 
 def streaming(options: Options, params: Params) -> dict[str, float]:
@@ -175,8 +191,8 @@ def table(row: Mapping) -> str:
     """The row for people."""
     lines = [f"{row['model']}: {row['weights_mib']:.1f} MiB of weights"]
     for whole in row["offline"]:
-        factors = ", ".join(f"{name} {whole[name][1]:.1f}" for name in PARTS)
-        low, _, high = whole["both"]
+        factors = ", ".join(f"{name} {each[1]:.1f}" for name, each in whole["factors"].items())
+        low, _, high = whole["factors"]["both"]
         count = f"{whole['batch']} x {whole['seconds']:.1f} s"
         lines.append(f"  {count:17} {factors} times real time (both: quartiles {low:.1f} to {high:.1f})")
     if "stream" in row:

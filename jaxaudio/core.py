@@ -420,6 +420,14 @@ def descend(
     return params, opt, metrics
 
 
+def replay(found: Any, pull: Callable[[Any], tuple[Params]]) -> Callable[[Params], Any]:
+    """What `jax.vjp` gave, as a function of the parameters it was called with: the updates of two networks take it,
+    computed once. (XLA does not see that the forward pass of a gradient is one that was there before.)"""
+    again = jax.custom_vjp(lambda params: found)
+    again.defvjp(lambda params: (found, None), lambda _, slope: pull(slope))
+    return again
+
+
 def unless_skipped(metrics: Metrics, new: Any, old: Any) -> Any:
     """`new` where the update that gave `metrics` was applied, else `old`: what follows a skipped update keeps still.
 

@@ -57,8 +57,17 @@ def test_a_row_tells_what_was_measured_and_its_latency_is_that_of_chunk_and_filt
     assert [whole["batch"] for whole in row["offline"]] == [1, 8]
     for whole in row["offline"]:
         assert whole["seconds"] == pytest.approx(0.1), "a whole number of hops"
-        assert all(0 < low <= middle <= high for low, middle, high in (whole[part] for part in realtime.PARTS))
+        assert all(0 < low <= middle <= high for low, middle, high in whole["factors"].values())
     assert row["fields"]["causal"]
+
+
+def test_a_vocoder_is_measured_from_sound_to_features_and_back(tmp_path, capsys):
+    words = ("--json", tmp_path / "rows.jsonl", "--seconds", 0.2, "--windows", 1)
+    code, out, _ = run(realtime.main, "hifigan:tiny", *words, capsys=capsys)
+    assert code == 0
+    assert "this model looks ahead" in out
+    row = json.loads((tmp_path / "rows.jsonl").read_text())
+    assert [list(whole["factors"]) for whole in row["offline"]] == [["features", "vocode", "both"]] * 2
 
 
 def test_a_model_that_looks_ahead_is_measured_offline_and_one_that_does_not_encode_is_refused(capsys):
@@ -68,7 +77,7 @@ def test_a_model_that_looks_ahead_is_measured_offline_and_one_that_does_not_enco
     assert "this model looks ahead" in out
     code, _, err = run(realtime.main, "wavegan:tiny", *words, capsys=capsys)
     assert code == 2
-    assert "wavegan does not encode" in err
+    assert "wavegan neither encodes nor vocodes" in err
     for wrong, message in (
         (("--chunk-hops", 0), "chunks of 0 hops"),
         (("--seconds", "nan"), "nan seconds"),

@@ -41,6 +41,7 @@ from jaxaudio.core import (
     Wave,
     average,
     descend,
+    replay,
     unless_skipped,
 )
 from jaxaudio.dsp.mel import mel_filters
@@ -149,6 +150,7 @@ class HiFiGAN(Vocodes, Streams):
     iterations: int = 2_500_000  # steps of a run that is asked for no number
 
     criterion: ClassVar = "log_mel"
+    faintest: ClassVar = math.log(FLOOR)
     published: ClassVar = MappingProxyType({"generator": 13.94, "critic": 70.72})  # 13.93 without weight norm's scales
     presets: ClassVar = MappingProxyType(
         {
@@ -169,9 +171,10 @@ class HiFiGAN(Vocodes, Streams):
             "small": {
                 **{"stages": 3, "width": 128, "paired": False},
                 **{"residual_taps": (3, 5, 7), "dilations": (1, 2, 2, 6, 3, 12)},
-                **{"period_widths": (8, 16, 32, 64, 64), "critics": "magnitudes", "size_width": 8},
+                **{"period_widths": (16, 32, 64, 128, 128), "critics": "magnitudes", "size_width": 8},
+                **{"sizes": (1024, 512), "hops": (256, 128), "lengths": (1024, 512)},
                 **{"learning_rate": 1e-3, "critic_rate": 5e-4, "rate_decay": 0.9997},
-                **{"warm_up": 5000, "decay": 0.998, "iterations": 6500},
+                **{"warm_up": 7000, "decay": 0.998, "iterations": 8500},
             },
             "tiny": {
                 **{"sample_rate": 16000, "segment": 1024, "batch_size": 8, "level": 1.0},
@@ -385,8 +388,6 @@ class HiFiGAN(Vocodes, Streams):
         if batch.given is None:
             wave = self.level * batch.wave
             return wave, self.features(wave)
-        if self.gain != "none":
-            raise InputError(f"gain is {self.gain}, but mels are given, of recordings as they are: add gain none")
         wanted = (len(batch.wave), batch.wave.shape[1] // self.hop, self.bands)
         if batch.given.shape != wanted:
             raise InputError(f"the mels given have shape {batch.given.shape}: this model takes {wanted}")
@@ -532,14 +533,6 @@ class HiFiGAN(Vocodes, Streams):
         sound, after = Generator(self).apply(given, frames, mutable="carry")
         kept = joined[:, joined.shape[1] - self.delay - self.behind :]
         return {"sound": kept, "layers": after["carry"]}, sound
-
-
-def replay(found: Wave, pull: Callable[[Wave], tuple[Params]]) -> Callable[[Params], Wave]:
-    """What `jax.vjp` gave, as a function of the parameters it was called with: both networks' updates take it, computed
-    once."""
-    again = jax.custom_vjp(lambda params: found)
-    again.defvjp(lambda params: (found, None), lambda _, slope: pull(slope))
-    return again
 
 
 def maps_of(model: HiFiGAN, variables: Params, wave: Wave) -> tuple[list[Maps], Params]:

@@ -16,7 +16,6 @@ quantisation, a causal variant that streams, and the principal components of the
 
 import dataclasses
 import math
-from collections.abc import Callable
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -42,6 +41,7 @@ from jaxaudio.core import (
     Wave,
     average,
     descend,
+    replay,
     unless_skipped,
 )
 from jaxaudio.dsp.mel import mel_filters
@@ -470,14 +470,6 @@ class Coded(NamedTuple):
     latent: Latent  # what all its codes tell, or the posterior means
     codes: Codes | None
     losses: Metrics  # of the bottleneck, each [batch]
-
-
-def replay(found: Coded, pull: Callable[[Coded], tuple[Params]]) -> Callable[[Params], Coded]:
-    """What `jax.vjp` gave, as a function of the parameters it was called with: both networks' updates take it, computed
-    once. (XLA does not see that the forward pass of a gradient is one that was there before.)"""
-    again = jax.custom_vjp(lambda params: found)
-    again.defvjp(lambda params: (found, None), lambda _, slope: pull(slope))
-    return again
 
 
 def context_of(codes: Codes, usage: Usage) -> Codes:

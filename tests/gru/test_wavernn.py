@@ -87,7 +87,7 @@ def test_loss_and_gradient_and_bits_equal_pytorchs(name):
 
 @pytest.mark.parametrize("name", ["mol", "raw", "dual"])
 def test_the_likeliest_sound_equals_pytorchs_cells_step_by_step(name, monkeypatch):
-    """PyTorch's draws are made the most likely ones too; the outputs are far apart, lest rounding decides between two."""
+    """PyTorch's draws are made the likeliest too; the outputs are far apart, lest rounding decides between two."""
     torch = pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
     from benchmarks.peers import wavernn as peer
 
@@ -147,7 +147,9 @@ def test_training_sees_the_frames_that_features_gives_for_its_stretch():
         wave = sound[:, 7 * model.hop :][:, : model.segment]
         first = 7 + model.margin - REACH
         wanted = model.features(sound)[:, first : first + model.predicted // model.hop + 2 * REACH]
-        np.testing.assert_allclose(model.frames_of(wave), wanted, atol=1e-5)
+        np.testing.assert_allclose(model.frames_of(Batch(wave, None)), wanted, atol=1e-5)
+        given = model.features(sound)[:, 7:][:, : model.segment // model.hop]
+        np.testing.assert_array_equal(model.frames_of(Batch(jnp.zeros_like(wave), None, given=given)), wanted)
 
 
 def test_no_sample_outside_of_what_the_frames_see_bears_on_the_loss_and_every_one_inside_does():

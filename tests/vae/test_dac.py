@@ -58,12 +58,12 @@ def test_codes_and_sound_are_those_of_transformers(rates):
     """A stride that is odd leaves the original's sound shorter, and its last samples different."""
     pytest.importorskip("transformers.models.dac.modeling_dac", reason="transformers is not installed")
     torch = pytest.importorskip("torch")
-    from benchmarks import codec
+    from benchmarks.peers import transformers_dac as peer
 
     size = {"encoder_rates": rates, "decoder_rates": rates[::-1], "segment": 1008}
     model = dataclasses.replace(DEEP, **size, codebooks=3)
     params, wave = weights(model), sound(model, 60)
-    theirs = codec.original(model, params)
+    theirs = peer.original(model, params)
     with torch.inference_mode():
         given = torch.from_numpy(np.moveaxis(np.asarray(wave), -1, 1).copy())
         found = theirs.encode(given)
@@ -74,13 +74,13 @@ def test_codes_and_sound_are_those_of_transformers(rates):
     codes = jax.jit(model.codes)(params, wave)
     np.testing.assert_array_equal(codes, found.audio_codes.mT.numpy())
     assert len(np.unique(codes)) > 5, "too few codes to tell"
-    ours = np.asarray(jax.jit(codec.sounding(model))(params, codes))[..., 0]
+    ours = np.asarray(jax.jit(peer.sounding(model))(params, codes))[..., 0]
     assert ours.std() > 0.01, "too quiet to tell"
     whole = rates == (2, 4)
     assert (expected.shape == ours.shape) == whole
     length = ours.shape[-1] if whole else ours.shape[-1] - model.reach * model.hop
     np.testing.assert_allclose(ours[:, :length], expected[:, :length], atol=1e-5)
-    assert codec.difference(model, ours, expected) < 1e-5
+    assert peer.difference(model, ours, expected) < 1e-5
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -397,12 +397,12 @@ def test_scalar_codes_count_the_levels():
 
 def test_the_benchmark_tells_speeds_beside_transformers_and_refuses_what_that_lacks(tmp_path, capsys):
     pytest.importorskip("transformers.models.dac.modeling_dac", reason="transformers is not installed")
-    from benchmarks import codec
+    from benchmarks import originals
 
     like = ("--model.dilations", 1, 3, 9, "--model.encoder-rates", 2, 8, "--model.decoder-rates", 8, 2)
     like += ("--model.encoder-widths", 2, 4, 8, "--model.decoder-widths", 8, 4, 2, "--model.latent", 8)
     short = ("--seconds", 0.2, "--windows", 1, "--window-seconds", 0.01, "--json", tmp_path / "rows.jsonl")
-    assert run(codec.main, "dac:tiny", *like, *short, capsys=capsys)[0] == 0
+    assert run(originals.main, "dac:tiny", *like, *short, capsys=capsys)[0] == 0
     row = json.loads((tmp_path / "rows.jsonl").read_text())
     assert row["codes_alike"] == 1
     assert row["peak_difference"] < 1e-5
@@ -410,8 +410,8 @@ def test_the_benchmark_tells_speeds_beside_transformers_and_refuses_what_that_la
     for part in ("encode", "decode", "both"):
         ours, theirs = (row["times_real_time"][f"{side} {part}"][1] for side in ("jax", "torch"))
         assert row["ratio"][part] == pytest.approx(ours / theirs)
-    for spec, says in (("dac:tiny", "dilations is (1,)"), ("rave:tiny", "rave is no Descript codec")):
-        code, _, err = run(codec.main, spec, *short, capsys=capsys)
+    for spec, says in (("dac:tiny", "dilations is (1,)"), ("rave:tiny", "transformers has no rave")):
+        code, _, err = run(originals.main, spec, *short, capsys=capsys)
         assert code == 2
         assert says in err
 
