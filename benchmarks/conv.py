@@ -24,7 +24,7 @@ from benchmarks.rows import append
 from benchmarks.timing import OtherLoad, alternate, matmul
 from jaxaudio.core import InputError
 from jaxaudio.nn import conv
-from jaxaudio.runtime.command import guarded
+from jaxaudio.runtime.command import guarded, keep_freed_memory
 from jaxaudio.runtime.versions import versions
 
 
@@ -59,7 +59,11 @@ LAYERS = {
     "hifigan up 8": Layer(8, (32,), 512, 256, (16,), (8,), 4, transposed=True),
     "hifigan up 2": Layer(8, (4096,), 64, 32, (4,), (2,), 1, transposed=True),
     "hifigan residual 11, dilated 5": Layer(8, (2048,), 128, 128, (11,), (1,), 25, (5,)),
-    "hifigan scale, grouped": Layer(8, (8192,), 128, 128, (41,), (2,), 20, groups=4),
+    "hifigan scale 2": Layer(8, (8192,), 128, 128, (41,), (2,), 20, groups=4),
+    "hifigan scale 3": Layer(8, (4096,), 128, 256, (41,), (2,), 20, groups=16),
+    "hifigan scale 4": Layer(8, (2048,), 256, 512, (41,), (4,), 20, groups=16),
+    "hifigan scale 5": Layer(8, (512,), 512, 1024, (41,), (4,), 20, groups=16),
+    "hifigan scale 6": Layer(8, (128,), 1024, 1024, (41,), (1,), 20, groups=16),
     "hifigan period 3": Layer(24, (2731,), 32, 128, (5,), (3,), 2),
     "rave down 4": Layer(8, (2048,), 96, 192, (9,), (4,), 4),
     "rave up 4": Layer(8, (512,), 192, 96, (8,), (4,), 2, transposed=True),
@@ -158,6 +162,7 @@ def main(arguments: list[str]) -> None:
     """The table."""
     import tyro
 
+    keep_freed_memory()
     options = tyro.cli(Options, args=arguments, description=__doc__)
     chosen = {name: layer for name, layer in LAYERS.items() if options.only in name}
     if not chosen:

@@ -92,7 +92,7 @@ class GANSynth(Plays):
             "small": {
                 **{"segment": 32000, "batch_size": 16, "latent": 64, "steps_of_bands": "mean"},
                 **{"start_bands": 8, "resolutions": 6, "width": 512, "width_most": 64, "learning_rate": 1e-3},
-                **{"stable_images": 6000, "blend_images": 4000, "images": 90_000},
+                **{"stable_images": 6000, "blend_images": 4000, "images": 100_000},
             },
             "tiny": {
                 **{"segment": 240, "batch_size": 8, "latent": 4, "window": 32, "hop": 16, "start_frames": 8},
