@@ -1,4 +1,4 @@
-"""How well autoencoders and vocoders give recordings back, beside two noise vocoders: cards of benchmarks.quality.
+"""How well autoencoders and vocoders give recordings back, beside two noise vocoders, and Griffin-Lim for vocoders.
 
 Scored are stretches of recordings: as many of an autoencoder's segments, or of a vocoder's hops, as fit into 3 seconds
 and into the median recording, one at least; a shorter recording is followed by zeros. Silent ones are left out.
@@ -7,6 +7,7 @@ and into the median recording, one at least; a shorter recording is followed by 
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,10 @@ from jaxaudio.core import Encodes, InputError
 from jaxaudio.data.audio import shown
 from jaxaudio.data.clips import Clips
 from jaxaudio.data.pack import Pack
+from jaxaudio.dsp.griffin_lim import griffin_lim
+from jaxaudio.dsp.mel import mel_filters, mel_inverse
 from jaxaudio.dsp.noise_vocoder import noise_vocoder
+from jaxaudio.dsp.stft import stft
 from jaxaudio.metrics import pairs as P
 from jaxaudio.metrics.bootstrap import interval, mean_interval
 from jaxaudio.runtime.folder import Trained
@@ -29,6 +33,7 @@ from jaxaudio.tasks.vocode import Vocoder
 BANDS = (16, 64)  # of the noise vocoders
 VOCODED = 200  # recordings at most that go through these, which take longer than most models
 DRAWN = 64  # recordings at most that go through a vocoder, which may draw them sample by sample
+ITERATIONS = 60  # of Griffin-Lim
 FIDELITIES = (0.95, 0.99)  # shares of the latent variance
 SHOWN = 4  # recordings on the sheet
 STFT = "multi-resolution STFT"
@@ -51,21 +56,37 @@ def of_vocoder(run: Trained, pack: Pack, split: str, n: int, how: Mapping[str, i
     clips = clips_of(cut_into(run, stretch(run, pack, split, run.model.hop)), pack, split)
     real, left_out = heard(clips, min(n, DRAWN))
     made, bands = vocoded(run, real, how["seed"])
+    try:
+        plain = {f"Griffin-Lim of {bands} bands": griffin_lims(real, run.model.sample_rate, run.model.hop, bands)}
+    except InputError as reason:
+        plain, left_out = {}, [*left_out, f"Griffin-Lim of {bands} bands: {reason}"]
     seconds = clips.segment / run.model.sample_rate
     title = f"{len(real)} recordings ({split}, {DRAWN} at most) as features and back, {seconds:.3g} s of each"
     listeners = [metric for metric, entry in P.METRICS.items() if entry.extra]
-    rows, sheet = compared(run, real, made, how, left_out, (*ALSO, *listeners))
-    return Card("vocoded", title, [*rows, rate_row(run, bands, "features")], left_out, {"vocoded.png": sheet})
+    rows, sheet = compared(run, real, made, how, left_out, (*ALSO, *listeners), plain)
+    seen = feature_rows(
+        run, real, {"features": made, **{f"features, {name}": wave for name, wave in plain.items()}}, how
+    )
+    rows = [*rows, *seen, rate_row(run, bands, "features")]
+    return Card("vocoded", title, rows, left_out, {"vocoded.png": sheet})
 
 
 def compared(
-    run: Trained, real: np.ndarray, made: np.ndarray, how: Mapping[str, int], left_out: list[str], also: Sequence[str]
+    run: Trained,
+    real: np.ndarray,
+    made: np.ndarray,
+    how: Mapping[str, int],
+    left_out: list[str],
+    also: Sequence[str],
+    plain: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> tuple[list[Row], partial]:
-    """Distances, the metrics `also`, and what draws the sheet; `left_out` grows."""
-    noisy = {bands: through_vocoder(real[:VOCODED], run.model.sample_rate, bands, how["seed"]) for bands in BANDS}
+    """Distances, the metrics `also` (of sounds that are made in a plain way too), and what draws the sheet; `left_out`
+    grows."""
+    heard = lambda bands: through_vocoder(real[:VOCODED], run.model.sample_rate, bands, how["seed"])
+    others = {f"noise vocoder of {bands} bands": heard(bands) for bands in BANDS} | plain
     rows = []
     try:
-        rows += distance_rows(run, real, made, noisy, how)
+        rows += distance_rows(run, real, made, others, how)
     except InputError as reason:
         left_out.append(f"{STFT}: {reason}")
     for metric in also:
@@ -76,10 +97,13 @@ def compared(
             rows.append(averaged(name, values, how, entry.unit, better, entry.convention))
             if len(values) < len(real):
                 left_out.append(f"{name}: undefined on {len(real) - len(values)} of {len(real)} recordings")
+            for other, sounds in plain.items():
+                values = score(metric, real, sounds, run.model.sample_rate)
+                rows.append(averaged(f"{name}, {other}", values, how, entry.unit, "", f"{ITERATIONS} iterations"))
         except InputError as reason:
             left_out.append(f"{name}: {reason}")
-    sheet = [real[:SHOWN], made[:SHOWN], *(sounds[:SHOWN] for sounds in noisy.values())]
-    names = ["recording", "reconstruction", *(f"noise vocoder, {bands} bands" for bands in noisy)]
+    sheet = [real[:SHOWN], made[:SHOWN], *(sounds[:SHOWN] for sounds in others.values())]
+    names = ["recording", "reconstruction", *others]
     return rows, partial(page, run, sheet, names)
 
 
@@ -143,6 +167,39 @@ def through_vocoder(waves: np.ndarray, sample_rate: int, bands: int, seed: int) 
     return in_batches(vocode, waves, np.arange(len(waves)), most=8)
 
 
+def griffin_lims(waves: np.ndarray, sample_rate: int, hop: int, bands: int) -> np.ndarray:
+    """The same sounds from so many mel bands of windows of four hops or, where a band would have no bin, more. Raises
+    InputError where windows as long as the sounds have none either."""
+    size, length = 4 * hop, waves.shape[1]
+    while True:
+        try:
+            filters = mel_filters(sample_rate, size, bands)
+            break
+        except InputError:
+            size *= 2
+            if size > length:
+                raise
+
+    @jax.jit
+    def make(wave, row):
+        del row
+        wave = jnp.moveaxis(wave, 2, 1)
+        mels = jnp.abs(stft(wave, size, hop, padding="librosa")) @ jnp.asarray(filters)
+        made = griffin_lim(mel_inverse(mels, filters), size, hop, length, ITERATIONS)
+        return jnp.moveaxis(made, 1, 2)
+
+    return in_batches(make, waves, np.arange(len(waves)), most=8)
+
+
+def feature_rows(run: Trained, real: np.ndarray, made: Mapping[str, np.ndarray], how: Mapping[str, int]) -> list[Row]:
+    """How far the features of sounds are from those of the recordings, as the model sees them."""
+    whole = lambda waves: jnp.pad(jnp.asarray(waves), ((0, 0), (0, -waves.shape[1] % run.model.hop), (0, 0)))
+    distance = jax.jit(lambda a, b: jnp.mean(jnp.abs(run.model.features(a) - run.model.features(b)), (1, 2)))
+    note = "mean |difference| to the recording's, in the units that the model sees"
+    values = {name: np.asarray(distance(whole(real), whole(wave)), np.float64) for name, wave in made.items()}
+    return [averaged(name, each, how, "", "lower" if name == "features" else "", note) for name, each in values.items()]
+
+
 def score(metric: str, real: np.ndarray, made: np.ndarray, sample_rate: int) -> np.ndarray:
     """A metric of `P.METRICS`, of every recording on which it is defined: the mean over its channels."""
     channels = real.shape[2]
@@ -165,17 +222,18 @@ def averaged(name: str, values: np.ndarray, how: Mapping[str, int], unit: str, b
 
 
 def distance_rows(
-    run: Trained, real: np.ndarray, made: np.ndarray, noisy: Mapping[int, np.ndarray], how: Mapping[str, int]
+    run: Trained, real: np.ndarray, made: np.ndarray, others: Mapping[str, np.ndarray], how: Mapping[str, int]
 ) -> list[Row]:
     """How far reconstructions are from what they should be, and what is as far."""
     far = lambda one, other: score("multi_resolution_stft", one, other, run.model.sample_rate)
     right, wrong = far(real, made), far(real[derangement(len(real), how["seed"])], made)
     rows = [averaged(STFT, right, how, "", "lower", P.METRICS["multi_resolution_stft"].convention)]
-    for bands, sounds in noisy.items():
+    for name, sounds in others.items():
         values = far(real[: len(sounds)], sounds)
         nearer = np.mean(right[: len(values)] < values)
-        note = f"12 ms envelopes; the model is nearer in {nearer:.0%} of these recordings"
-        rows.append(averaged(f"{STFT}, noise vocoder of {bands} bands", values, how, "", "", note))
+        how_made = "12 ms envelopes" if name.startswith("noise") else f"{ITERATIONS} iterations"
+        note = f"{how_made}; the model is nearer in {nearer:.0%} of these recordings"
+        rows.append(averaged(f"{STFT}, {name}", values, how, "", "", note))
     note = "of a reconstruction to another recording, drawn at random"
     rows.append(averaged(f"{STFT}, random other", wrong, how, "", "", note))
     ratio = lambda right, wrong: right.mean() / max(wrong.mean(), 1e-9)  # copies of one recording are 0 apart

@@ -74,6 +74,26 @@ def test_a_vocoder_that_loses_nothing_is_at_no_distance(pack, without_listeners)
         assert not any("fidelity" in name for name in rows), "it has no latent space"
 
 
+def test_beside_it_stands_griffin_lim_from_as_many_mel_bands(pack, without_listeners):
+    card, rows = card_of(still(hop=16), pack)
+    plain = "Griffin-Lim of 16 bands"
+    assert not card.left_out
+    real, _ = R.heard(R.clips_of(R.cut_into(still(hop=16), LENGTH // 16 * 16), pack, "valid"), 8)
+    made = R.griffin_lims(real, RATE, 16, 16)
+    assert made.shape == real.shape
+    far = lambda one, other: P.multi_resolution_stft(jnp.asarray(one[..., 0]), jnp.asarray(other[..., 0]), RATE)
+    assert rows[f"{R.STFT}, {plain}"].value == pytest.approx(far(real, made).mean(), rel=1e-5)
+    levels = [np.log(np.abs(np.fft.rfft(wave[:, 0])).sum()) for wave in (real[0], made[0])]
+    assert levels[1] == pytest.approx(levels[0], abs=0.5), "as loud"
+    assert f"mel distance, {plain}" in rows
+    assert rows["features"].value == 0
+    assert rows[f"features, {plain}"].value == pytest.approx(np.abs(made - real).mean(), rel=1e-4), (
+        "still's are samples"
+    )
+    with pytest.raises(InputError, match="of 400 mel bands hold no bin"):
+        R.griffin_lims(real[:, :64], RATE, 16, 400)
+
+
 def test_a_stretch_is_a_whole_number_of_hops_and_the_title_tells_it(pack, without_listeners, monkeypatch):
     card, _ = card_of(still(segment=6400), pack)
     assert card.title == f"8 recordings (valid, {R.DRAWN} at most) as features and back, 0.56 s of each"
@@ -146,7 +166,8 @@ def test_the_sheet_has_the_recordings_what_is_made_of_them_and_both_noises(pack,
     drawn = {}
     monkeypatch.setattr(R, "draw", lambda sounds, rate, titles, path: drawn.update(sounds=sounds, titles=titles))
     card.pictures["vocoded.png"](None)
-    kinds = ("recording", "reconstruction", "noise vocoder, 16 bands", "noise vocoder, 64 bands")
+    noises = (f"noise vocoder of {bands} bands" for bands in R.BANDS)
+    kinds = ("recording", "reconstruction", *noises, "Griffin-Lim of 64 bands")
     assert drawn["titles"] == [f"{kind} {i}" for kind in kinds for i in (1, 2, 3, 4)]
     np.testing.assert_allclose(drawn["sounds"][4:8], drawn["sounds"][:4], atol=1e-5)
     assert not np.allclose(drawn["sounds"][8:12], drawn["sounds"][:4], atol=0.05)
