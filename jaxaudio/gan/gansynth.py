@@ -91,8 +91,9 @@ class GANSynth(Plays):
             "paper": {},
             "small": {
                 **{"segment": 32000, "batch_size": 16, "latent": 64, "steps_of_bands": "mean"},
-                **{"start_bands": 8, "resolutions": 6, "width": 512, "width_most": 64, "learning_rate": 1e-3},
-                **{"stable_images": 6000, "blend_images": 4000, "images": 100_000},
+                **{"start_frames": 16, "start_bands": 64, "resolutions": 3, "width": 64, "width_most": 64},
+                **{"learning_rate": 1e-3, "auxiliary": 100.0, "decay": 0.995},
+                **{"stable_images": 6400, "blend_images": 3200, "images": 72_000},
             },
             "tiny": {
                 **{"segment": 240, "batch_size": 8, "latent": 4, "window": 32, "hop": 16, "start_frames": 8},
