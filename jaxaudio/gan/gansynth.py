@@ -17,7 +17,7 @@ survives in all of these (24 of 24 notes by YIN).
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import ClassVar, Literal
@@ -39,6 +39,7 @@ from jaxaudio.core import (
     Wave,
     average,
     descend,
+    replay,
     unless_skipped,
 )
 from jaxaudio.dsp.specgram import Specgram
@@ -211,11 +212,11 @@ class GANSynth(Plays):
         real = self.blended(self.picture(batch.wave), parts)
         given = {"label": batch.label, "parts": parts, "shard": shard}
 
-        fake = jax.lax.stop_gradient(self.drawn(generator, latent, batch.label, parts))
+        fake, pull = jax.vjp(lambda params: self.drawn(params, latent, batch.label, parts), generator)
         loss = partial(self.critic_loss, real=real, fake=fake, keys=shard.keys(alpha_key, len(real)), **given)
         critic, critic_opt, critic_metrics = descend(self.optimizer, loss, critic, opt["critic"], shard)
 
-        loss = partial(self.generator_loss, critic=critic, latent=latent, **given)
+        loss = partial(self.generator_loss, made=replay(fake, pull), critic=critic, **given)
         generator, generator_opt, metrics = descend(self.optimizer, loss, generator, opt["generator"], shard)
         averaged = average(state.extra["average"], generator, self.decay, state.step)
         state = State(
@@ -243,9 +244,9 @@ class GANSynth(Plays):
         metrics = {"real": jnp.mean(real_score), "fake": jnp.mean(fake_score), "accuracy": correct(logits, label)}
         return sum(terms.values()), {**metrics, **terms}
 
-    def generator_loss(self, generator, *, critic, latent, label, parts: Parts, shard: Shard):
+    def generator_loss(self, generator, *, made: Callable, critic, label, parts: Parts, shard: Shard):
         """The generated notes' scores, to be raised, and their pitches, to be told."""
-        fake = self.drawn(generator, latent, label, parts)
+        fake = made(generator)
         score, logits = Critic(self).apply({"params": critic}, fake, parts, shard)
         terms = {
             "adversarial": -jnp.mean(score),

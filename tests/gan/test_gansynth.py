@@ -68,10 +68,11 @@ def test_the_networks_and_both_gradients_equal_pytorchs(parts):
 
     @jax.jit
     def ours(params):
-        fake = model.drawn(params["generator"], latent, label, parts)
+        draw = lambda generator: model.drawn(generator, latent, label, parts)
+        fake = draw(params["generator"])
         given = {"label": label, "parts": parts, "shard": Shard()}
         critic_loss = lambda c: model.critic_loss(c, real=real, fake=fake, keys=keys, **given)[0]
-        generator_loss = lambda g: model.generator_loss(g, critic=params["critic"], latent=latent, **given)[0]
+        generator_loss = lambda g: model.generator_loss(g, made=draw, critic=params["critic"], **given)[0]
         losses = {"critic": critic_loss, "generator": generator_loss}
         return fake, {name: jax.value_and_grad(loss)(params[name]) for name, loss in losses.items()}
 
