@@ -39,9 +39,9 @@ def keep_freed_memory() -> None:
     same process, a step took three times as long. Other C libraries are left alone.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    trim, mmap = (-1, 2**31 - 1), (-3, 2**30)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    never_trimmed, never_mapped = (-1, -1), (-4, 0)  # M_TRIM_THRESHOLD, M_MMAP_MAX
     with contextlib.suppress(AttributeError, OSError, TypeError):
-        for option in (trim, mmap):
+        for option in (never_trimmed, never_mapped):
             ctypes.CDLL(None).mallopt(*option)
 
 
