@@ -239,6 +239,7 @@ def largest(scores: Float[Array, "*rows size"]) -> Int[Array, "*rows"]:
 
 
 def row(table: Float[Array, "size latent"], codes: Int[Array, "*rows"]) -> Float[Array, "*rows latent"]:
+    """The rows of the table that codes stand for; of a code beyond its ends the row at that end."""
     return jnp.take(table, codes, 0, mode="clip")
 
 
@@ -264,6 +265,7 @@ def joined(found: Sequence[Quantised]) -> Quantised:
 
 
 def flat(z: Latent) -> Rows:
+    """The latent frames of all examples as rows, without a gradient."""
     return jax.lax.stop_gradient(z).astype(jnp.float32).reshape(-1, z.shape[-1])
 
 
