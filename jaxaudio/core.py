@@ -90,12 +90,14 @@ class Model(abc.ABC):
     needs_noise: ClassVar[bool | property] = False
     needs_codes: ClassVar[bool] = False
     label: ClassVar[str] = "label"  # what a recording's class is: a column of metadata.csv
+    cut: ClassVar[Literal["anywhere", "beginning"]] = "anywhere"  # which part of a longer recording is an example
 
     sample_rate: int  # Hz
     segment: int  # samples per training example
     batch_size: int  # examples consumed by one train_step
     channels: int = 1  # 1: mono
     gain: Literal["peak", "none"] = "none"  # peak: every recording is scaled to a peak of 1
+    balanced: bool = False  # training takes its examples from all classes in turn; False: from all recordings alike
     classes: int = 0  # labels; 0: unconditional; filled in from the data
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
 
@@ -206,6 +208,7 @@ class Plays(Morphs):
     """Makes notes: its classes are pitches, its latent vectors instruments."""
 
     label = "pitch"
+    cut = "beginning"
     needs_labels = True
     pitches: tuple[int, ...]  # MIDI numbers, one for each class, in their order; filled in from the data
 

@@ -4,7 +4,9 @@ A batch is a *plan* (a few integers per example, from the seed and the step alon
 memory map on the host, or from an array on the device; the same batch, bit for bit). The examples of a run are numbered
 n = step * batch_size + row. A recording has max(1, length // segment) units, U in all; example n is unit pi(n mod U) of
 epoch n // U, pi a bijection keyed by (seed, epoch). A longer recording is cut at an offset hashed from (seed, n); a
-shorter one is followed by zeros; one shorter than 1/16 of the segment is left out and named.
+shorter one is followed by zeros; one shorter than 1/16 of the segment is left out and named. Of a model whose examples
+are the beginnings of recordings each is one unit. Where classes are balanced, C in all, example n is of class
+pi(n mod C) in round n // C, and the units of that class follow one another as those of all would.
 
 Noise, for a model that needs it, comes from a second pack by the same rules under another seed, but for a shorter
 recording: that one is repeated to the end of the segment, from an offset on that is hashed too.
@@ -23,6 +25,7 @@ from jaxaudio.data.pack import Pack
 from jaxaudio.runtime.parallel import Devices
 
 SHORTEST = 16  # a recording shorter than segment / SHORTEST is left out
+KINDS = 0x6B696E6473  # mixed into the seed of the order of classes
 APART = 0x6E6F697365  # mixed into the seed of noise, so that it follows other draws than the recordings
 LEVEL = np.float32(1 / 32768)  # of noise, as it was recorded
 
@@ -50,20 +53,28 @@ class Split:
 
     purpose: ClassVar[str]  # what can't be done without any
 
-    def __init__(self, pack: Pack, model: Model, seed: int, split: str):
+    def __init__(self, pack: Pack, model: Model, seed: int, split: str, balanced: bool = False):
         self.pack, self.segment, self.seed, self.split = pack, model.segment, seed, split
         self.samples = np.asarray(pack.samples)  # the same memory; slices of a memmap are slower to make
         mine = pack.split == SPLITS.index(split)
         short = pack.length * SHORTEST < model.segment
         self.chosen = np.flatnonzero(mine & ~short)
+        if balanced:  # a class's recordings, and so its units, are neighbours
+            self.chosen = self.chosen[np.argsort(pack.label[self.chosen], kind="stable")]
         self.left_out = tuple(
             (pack.names[i], f"{pack.length[i]} samples: shorter than 1/{SHORTEST} of a segment of {model.segment}")
             for i in np.flatnonzero(mine & short)
         )
         self.start, self.length = pack.start[self.chosen], pack.length[self.chosen]
         self.offsets = np.maximum(self.length - model.segment, 0) + 1  # at which each recording may be cut
-        self.ends = np.cumsum(np.maximum(1, self.length // model.segment))  # of each recording's units
+        if model.cut == "beginning":
+            self.offsets = np.ones_like(self.offsets)
+        own = np.where(self.offsets > 1, self.length // model.segment, 1)  # units of each recording
+        self.ends = np.cumsum(own)
+        self.firsts = self.ends - own
         self.units = int(self.ends[-1]) if len(self.ends) else 0
+        bounds = np.flatnonzero(np.diff(pack.label[self.chosen])) + 1 if balanced else np.zeros(0, int)
+        self.bounds = np.concatenate([[0], self.firsts[bounds], [self.units]])  # of the classes' units; or one for all
         if split == "train" and not self.units:
             raise InputError(
                 f"no recording of {len(pack.names)} can be {self.purpose}: {int(mine.sum())} are in the train split "
@@ -72,7 +83,12 @@ class Split:
 
     def drawn(self, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of the examples numbered `n` the recordings, as indices into `chosen`, and where in them to cut, int64."""
-        unit = permute(n % self.units, self.units, _mix(np.uint64(self.seed), n // self.units))
+        seed, count = np.uint64(self.seed), len(self.bounds) - 1
+        turn, place = np.divmod(n, count)
+        kind = permute(place, count, _mix(seed ^ np.uint64(KINDS), turn)) if count > 1 else place
+        size = np.diff(self.bounds)[kind]
+        epoch, place = np.divmod(turn, size)
+        unit = self.bounds[kind] + permute(place, size, _mix(seed + kind.astype(np.uint64), epoch))
         which = np.searchsorted(self.ends, unit, side="right")
         offset = _mix(_mix(np.uint64(1), np.array([self.seed])), n) % self.offsets[which].astype(np.uint64)
         return which, offset.astype(np.int64)
@@ -109,7 +125,7 @@ class Clips(Split):
     purpose = "trained on"
 
     def __init__(self, pack: Pack, model: Model, seed: int, split: str = "train", noise: Noise | None = None):
-        super().__init__(pack, model, seed, split)
+        super().__init__(pack, model, seed, split, model.balanced and split == "train")
         self.batch_size, self.noise = model.batch_size, noise
         self.label = pack.label[self.chosen].astype(np.int32)
         full = pack.peak[self.chosen] if model.gain == "peak" else np.full(len(self.chosen), 32768)
@@ -131,8 +147,7 @@ class Clips(Split):
         for first in range(0, len(units), self.batch_size):
             part = units[first : first + self.batch_size]
             which = np.searchsorted(self.ends, part, side="right")
-            begin = self.ends[which] - np.maximum(1, self.length[which] // self.segment)
-            plan = self._plan(first + np.arange(len(part)), which, (part - begin) * self.segment)
+            plan = self._plan(first + np.arange(len(part)), which, (part - self.firsts[which]) * self.segment)
             yield jax.tree.map(lambda field: np.resize(field, self.batch_size), plan), len(part)
 
     def batches(self) -> Iterator[Batch]:
@@ -218,20 +233,21 @@ def gather_rows(tables: tuple[jax.Array | None, ...], plan: Plan) -> Batch:
     return Batch(wave, plan.label, None if plan.noise is None else jax.vmap(noise)(*plan.noise))
 
 
-def permute(x: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
+def permute(x: np.ndarray, size: int | np.ndarray, key: np.ndarray) -> np.ndarray:
     """A bijection of 0..size-1, keyed per element, at O(1) each: a Feistel network over a near-square grid of at least
     `size` cells, walked on until it lands below `size`."""
-    height = max(1, int(np.ceil(np.sqrt(size))))
+    size = np.broadcast_to(size, x.shape)
+    height = np.ceil(np.sqrt(size)).astype(np.int64)
     width = -(-size // height)
     out, todo = x.copy(), np.arange(len(x))
     while len(todo):
-        top, low = np.divmod(out[todo], width)
+        top, low = np.divmod(out[todo], width[todo])
         for turn in range(3):
             salt = key[todo] + np.uint64(turn)
-            top = (top + (_mix(salt, low) % np.uint64(height)).astype(np.int64)) % height
-            low = (low + (_mix(~salt, top) % np.uint64(width)).astype(np.int64)) % width
-        out[todo] = top * width + low
-        todo = todo[out[todo] >= size]
+            top = (top + (_mix(salt, low) % height[todo].astype(np.uint64)).astype(np.int64)) % height[todo]
+            low = (low + (_mix(~salt, top) % width[todo].astype(np.uint64)).astype(np.int64)) % width[todo]
+        out[todo] = top * width[todo] + low
+        todo = todo[out[todo] >= size[todo]]
     return out
 
 

@@ -64,9 +64,38 @@ def test_every_unit_comes_once_per_epoch_even_where_epochs_end_inside_a_batch():
     assert not np.array_equal(epochs[0], epochs[1])
 
 
+def test_balanced_every_class_comes_once_a_round_and_its_units_once_an_epoch():
+    pack = pack_of([SEGMENT, SEGMENT // 2, 3 * SEGMENT, SEGMENT, SEGMENT, SEGMENT, SEGMENT])
+    pack = dataclasses.replace(pack, label=np.array([5, 0, 5, 0, 5, 0, 9], np.int32))
+    clips = Clips(pack, dataclasses.replace(MODEL, balanced=True), seed=3)
+    plans = [clips.plan(step) for step in range(90)]
+    label, start = (np.concatenate([getattr(plan, name) for plan in plans]) for name in ("label", "start"))
+    rounds = label[: len(label) // 3 * 3].reshape(-1, 3)
+    assert np.array_equal(np.sort(rounds, 1), np.tile([0, 5, 9], (len(rounds), 1)))
+    assert len(np.unique(rounds, axis=0)) == 6, "the order changes"
+    recording = np.searchsorted(pack.start, start, side="right") - 1
+    for one, units in ((0, {1: 1, 3: 1, 5: 1}), (5, {0: 1, 2: 3, 4: 1}), (9, {6: 1})):
+        mine = recording[label == one]
+        epochs = mine[: len(mine) // sum(units.values()) * sum(units.values())].reshape(-1, sum(units.values()))
+        for epoch in epochs:
+            assert dict(zip(*np.unique(epoch, return_counts=True), strict=True)) == units
+    assert {n for _, n in Clips(pack, MODEL, 3, "valid").survey(9)} == set(), "only training is balanced"
+
+
+def test_of_notes_an_example_is_the_beginning():
+    notes = dataclasses.replace(zoo.load("gansynth:tiny"), batch_size=MODEL.batch_size)
+    pack = pack_of([10 * notes.segment, notes.segment // 2, notes.segment])
+    clips = Clips(pack, notes, seed=0)
+    assert clips.units == 3
+    starts = np.concatenate([clips.plan(step).start for step in range(30)])
+    assert dict(zip(*np.unique(starts, return_counts=True), strict=True)) == dict.fromkeys(pack.start, len(starts) / 3)
+    assert sum(n for _, n in clips.survey(99)) == 3
+
+
+@pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_the_hosts_together_plan_what_one_host_plans(hosts):
-    clips = Clips(pack_of([SEGMENT * 4] * 9), MODEL, seed=3)
+def test_the_hosts_together_plan_what_one_host_plans(hosts, balanced):
+    clips = Clips(pack_of([SEGMENT * 4] * 9), dataclasses.replace(MODEL, balanced=balanced), seed=3)
     share = MODEL.batch_size // hosts
     for step in (0, 1, 10**9):
         parts = [clips.plan(step, slice(host * share, (host + 1) * share)) for host in range(hosts)]
