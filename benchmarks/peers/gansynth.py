@@ -165,7 +165,9 @@ def critic_loss(critic: Critic, model, real: Tensor, fake: Tensor, label: Tensor
     loss = loss + model.auxiliary * F.cross_entropy(logits, label)
     between = torch.lerp(real, fake, mix.reshape(-1, 1, 1, 1)).requires_grad_()
     (slopes,) = torch.autograd.grad(critic(between, parts)[0].sum(), between, create_graph=True)
-    scale = torch.tensor([model.level_scale, model.step_scale] * model.channels).reshape(1, -1, 1, 1)
+    scale = torch.ones(1)
+    if model.slopes == "unnormalised":
+        scale = torch.tensor([model.level_scale, model.step_scale] * model.channels).reshape(1, -1, 1, 1)
     norms = (scale * slopes).flatten(1).norm(dim=1) * slopes.shape[2] / model.shape()[0]
     return loss + model.penalty * (norms - 1).square().mean()
 

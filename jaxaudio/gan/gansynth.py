@@ -78,6 +78,7 @@ class GANSynth(Plays):
     images: int = 11_000_000  # notes in all
     learning_rate: float = 8e-4  # of both networks; Adam with betas 0 and 0.99
     penalty: float = 10.0  # weight of the gradient penalty
+    slopes: Literal["unnormalised", "normalised"] = "unnormalised"  # in which pictures it sees them
     drift: float = 1e-3  # weight of the squared scores of recordings
     auxiliary: float = 10.0  # weight of the cross-entropy of pitches, in both losses
     level_scale: float = 0.0661371661726  # log-powers become pictures: times this,
@@ -91,10 +92,10 @@ class GANSynth(Plays):
         {
             "paper": {},
             "small": {
-                **{"segment": 32000, "batch_size": 16, "latent": 64, "steps_of_bands": "mean"},
-                **{"start_frames": 16, "start_bands": 64, "resolutions": 3, "width": 64, "width_most": 64},
-                **{"learning_rate": 1e-3, "auxiliary": 100.0, "decay": 0.995},
-                **{"stable_images": 6400, "blend_images": 3200, "images": 72_000},
+                **{"segment": 16000, "latent": 16, "steps_of_bands": "mean", "balanced": True},
+                **{"start_frames": 8, "start_bands": 64, "resolutions": 3, "width": 64, "width_most": 64},
+                **{"learning_rate": 2.5e-3, "slopes": "normalised", "auxiliary": 20.0},
+                **{"stable_images": 6400, "blend_images": 3200, "images": 180_000},
             },
             "tiny": {
                 **{"segment": 240, "batch_size": 8, "latent": 4, "window": 32, "hop": 16, "start_frames": 8},
@@ -255,9 +256,11 @@ class GANSynth(Plays):
         return sum(terms.values()), {"accuracy": correct(logits, label), **terms}
 
     def norms(self, slopes: Picture) -> Float[Array, "batch"]:
-        """Of slopes in every pixel of the finest picture before it is normalised, as the official code has them: a
-        pixel of a coarser one is the mean of several, and so has that many times their slope."""
-        scale = self.normaliser[0] / (self.shape()[0] / slopes.shape[1])
+        """Of slopes in every pixel of the finest picture: a pixel of a coarser one is the mean of several, and so has
+        that many times their slope. The official code has those of the picture before it is normalised, in which
+        levels count for twelve times as much as steps of phase."""
+        scale = self.normaliser[0] if self.slopes == "unnormalised" else 1.0
+        scale = scale / (self.shape()[0] / slopes.shape[1])
         return jnp.sqrt(jnp.maximum(jnp.sum((scale * slopes) ** 2, (1, 2, 3)), 1e-24))  # a slope of 0 has a gradient
 
     def evaluate(self, state, batch, key) -> Metrics:

@@ -57,7 +57,7 @@ def test_the_networks_and_both_gradients_equal_pytorchs(parts):
     from benchmarks.peers import adversarial
     from benchmarks.peers import gansynth as peer
 
-    model = dataclasses.replace(TINY, channels=2)
+    model = dataclasses.replace(TINY, channels=2, slopes="normalised" if len(parts) > 1 else "unnormalised")
     params, real = networks(model), pictures(model, max(parts))
     label, latent, keys = (
         jnp.array([0, 2, 1, 2]),
@@ -197,11 +197,12 @@ def test_what_renders_at_any_step_is_what_is_trained_at_that_step():
         model.render(model.weights(jax.tree.map(jnp.asarray, start(model))), latent, None)
 
 
-def test_slopes_are_those_of_every_pixel_of_the_finest_picture_before_it_is_normalised():
-    """As the official code computes them: the critic normalises and shrinks whole pictures itself."""
-    model, parts = TINY, {1: 1.0}
+@pytest.mark.parametrize("pictures_of", ["unnormalised", "normalised"])
+def test_slopes_are_those_of_every_pixel_of_the_finest_picture(pictures_of):
+    """As the official code computes them: the critic normalises, if need be, and shrinks whole pictures itself."""
+    model, parts = dataclasses.replace(TINY, slopes=pictures_of), {1: 1.0}
     params, seen = networks(model)["critic"], pictures(model, 1)
-    scale, offset = model.normaliser
+    scale, offset = model.normaliser if pictures_of == "unnormalised" else (1, 0)
 
     def official(raw):
         coarse = downscaled(jnp.clip(raw * scale + offset, -1, 1), 2)
