@@ -1,6 +1,7 @@
 """Four CPU devices, warnings as errors, and what several test files share."""
 
 import csv
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from jaxaudio.data import audio
 from tests.commands import run
 from tests.three import CLASSES, RATE, sound
 
+gc.set_threshold(200_000, 50, 100)  # tracing makes many objects that live on: Python's own threshold costs a fifth of it
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -43,17 +43,18 @@ class Log:
         self.timed, self.heard = 0, 0.0  # steps since then, and seconds of audio in them
 
     def add(self, step: int, metrics: Metrics, examples: float, waited: float) -> None:
-        """Metrics of a step that was just started; waits for the one two before it. `examples`: seconds of audio."""
+        """Metrics of a step that was just started; waits for the one two before it, and takes in those that are done.
+        `examples`: seconds of audio."""
         for leaf in jax.tree.leaves(metrics):
             leaf.copy_to_host_async()
         self.flying.append((step, metrics, examples))
         self.waited += waited
-        while len(self.flying) > IN_FLIGHT:
+        while len(self.flying) > IN_FLIGHT or (self.flying and _done(self.flying[0])):
             self._land()
 
     def busy(self) -> bool:
         """Whether the devices still have a step to work on."""
-        return bool(self.flying) and not jax.tree.leaves(self.flying[-1][1])[0].is_ready()
+        return bool(self.flying) and not _done(self.flying[-1])
 
     def drain(self) -> None:
         """Waits for every step that was started."""
@@ -130,6 +131,11 @@ class Log:
         else:
             self.bar.set_postfix_str(main)
         self.since, self.waited, self.timed, self.heard, self.window = now, 0.0, 0, 0.0, []
+
+
+def _done(started: tuple[int, Metrics, float]) -> bool:
+    """Whether a step's numbers are there; all are results of one program."""
+    return jax.tree.leaves(started[1])[0].is_ready()
 
 
 def _lines(path: Path) -> list[dict]:

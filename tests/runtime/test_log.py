@@ -1,7 +1,9 @@
 """metrics.jsonl and the guard against divergence."""
 
 import json
+import time
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -32,6 +34,16 @@ def test_a_line_holds_the_mean_over_its_steps_and_a_restart_drops_what_came_afte
     assert [(line["step"], line["net/loss"]) for line in lines(tmp_path)] == [(3, 3.0), (6, 8.0)]
 
 
+def test_the_clock_starts_when_the_first_step_is_done(tmp_path):
+    """Also where a step is done before the next one begins, as on a CPU: both steps that follow take their time."""
+    log = Log(tmp_path, 0, 9, every=3, patience=25)
+    for step in range(1, 4):
+        log.add(step, {"net/skipped": jax.block_until_ready(jnp.float32(0))}, 1.0, 0.0)
+        time.sleep(0.1)
+    log.close()
+    assert lines(tmp_path)[0]["steps_per_second"] <= 2 / 0.2
+
+
 def test_what_is_not_finite_is_still_json(tmp_path):
     log = Log(tmp_path, 0, 9, every=1, patience=25)
     feed(log, 1, 1, loss=float("nan"))
@@ -53,14 +65,13 @@ def test_skipped_updates_in_a_row_stop_the_run_and_name_the_loss(tmp_path):
 def test_stages_of_a_model_may_have_metrics_of_their_own(tmp_path):
     """A line has the mean of each over the steps that had it; one that is trained every other step can diverge too."""
     log = Log(tmp_path, 0, 99, every=4, patience=3)
-    for step in range(1, 9):
-        name = "critic" if step % 2 else "decoder"
-        bad = float(name == "critic" and step > 2)
-        log.add(step, {f"{name}/loss": jnp.float32(step), f"{name}/skipped": jnp.float32(bad)}, 1.0, 0.0)
-        if step == 7:
-            with pytest.raises(Diverged, match=r"critic/loss = 7.0 at step 7"):
+    with pytest.raises(Diverged, match=r"critic/loss = 7.0 at step 7"):
+        for step in range(1, 9):
+            name = "critic" if step % 2 else "decoder"
+            bad = float(name == "critic" and step > 2)
+            log.add(step, {f"{name}/loss": jnp.float32(step), f"{name}/skipped": jnp.float32(bad)}, 1.0, 0.0)
+            if step >= 7:
                 log.drain()
-            break
     log.close()
     line = lines(tmp_path)[0]
     assert (line["critic/loss"], line["decoder/loss"]) == (2.0, 3.0)
