@@ -23,9 +23,9 @@ from jaxaudio.data.codes import CodeClips
 from jaxaudio.data.frames import FramedClips, FramedPack, framed
 from jaxaudio.data.notes import pitches_of
 from jaxaudio.data.pack import Pack, Source, cache_folder, open_pack, recordings
-from jaxaudio.runtime import command, report
+from jaxaudio.runtime import command, folder, report
 from jaxaudio.runtime.checkpoint import Checkpoints, abstract
-from jaxaudio.runtime.folder import Trained, claim
+from jaxaudio.runtime.folder import Trained
 from jaxaudio.runtime.log import Diverged, Log
 from jaxaudio.runtime.parallel import Devices
 from jaxaudio.runtime.sheet import draw
@@ -43,6 +43,8 @@ class Run:
     mels: Path | None = None  # of a vocoder: a folder of features to learn from, a/b.npy of a recording a/b.wav
     codec: Path | None = None  # of a model that learns codes: the run of the codec that makes them
     codec_checkpoint: str = "latest"  # of that run: latest, best, or a step's number
+    begin: Path | None = None  # a run whose networks this one begins with, to fine-tune them; optimisers start anew
+    begin_checkpoint: str = "latest"  # of that run: latest, best, or a step's number
     out: Path  # the run's folder
     steps: int | None = None  # training steps in all; none: as many as the model says
     seed: int = 0  # of the weights, the noise and the order of the data
@@ -84,8 +86,12 @@ def train(run: Run) -> int:
     about = {"seed": run.seed, "steps": run.steps, "parallel": run.parallel, "data": data, "parameters": sizes(like)}
     about |= {"noise": told(run.noise, noise)} if noise else {}
     about |= {"codec": generate.told(codec)} if codec else {}
+    if run.begin:
+        given = folder.saved(run.begin, run.begin_checkpoint)
+        networks = folder.networks(given, like, run.begin)
+        about["begin"] = {"folder": str(run.begin), "step": int(given.state.step), "fingerprint": given.fingerprint}
     about |= {"mels": {"folder": str(run.mels), "fingerprint": pack.framed}} if run.mels else {}
-    lock = claim(run.out, model, about)
+    lock = folder.claim(run.out, model, about)
     introduce(run, pack, clips, held_out)
 
     init_key, step_key, eval_key = jax.random.split(jax.random.key(run.seed), 3)
@@ -94,9 +100,11 @@ def train(run: Run) -> int:
     if state is None:
         measured = model.measure(clips.batches())
         state = jax.jit(lambda: model.init(init_key, measured), out_shardings=devices.replicated)()
+        state = state._replace(**networks) if run.begin else state
     start = int(state.step)
     counts = ", ".join(f"{name} {count:,}" for name, count in about["parameters"].items())
-    begins = f"continues at step {start}" if start else "starts"
+    anew = f"starts with the networks of step {about['begin']['step']} of {run.begin}" if run.begin else "starts"
+    begins = f"continues at step {start}" if start else anew
     print(f"{zoo.name_of(model)}: parameters: {counts}; {begins} on {devices}", flush=True)
     if start >= run.steps:
         print(f"{run.out} is finished ({start} steps): give a larger --steps to train on")

@@ -17,7 +17,7 @@ from jaxaudio.data import audio
 from tests.commands import run
 from tests.three import CLASSES, RATE, sound
 
-gc.set_threshold(200_000, 50, 100)  # tracing makes many objects that live on: Python's own threshold costs a fifth of it
+gc.set_threshold(200_000, 50, 100)  # objects that tracing makes live on; by default a fifth of it goes to gc
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxaudio import zoo
-from jaxaudio.core import InputError, Model, Params
+from jaxaudio.core import InputError, Model, Params, State
 from jaxaudio.runtime.checkpoint import Checkpoints, abstract
 from jaxaudio.runtime.parallel import Devices
 from jaxaudio.runtime.versions import revision, versions
@@ -25,7 +25,8 @@ def claim(folder: Path, model: Model, run: Mapping[str, Any]) -> Any:
     """Makes the folder this run's for as long as the returned lock lives.
 
     `run` holds `seed` and `data`, and `noise` of a model that learns from it, `codec` of one that learns codes, `mels`
-    where they are given: these must be the same when a run is continued. And it holds what else is worth keeping.
+    where they are given, `begin` where it begins with another run's networks: these must be the same when a run is
+    continued. And it holds what else is worth keeping.
     Raises InputError where another process works in it or another run lies in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,9 +51,9 @@ def claim(folder: Path, model: Model, run: Mapping[str, Any]) -> Any:
             lock.close()
             each = "; ".join(f"{k} is {there.get(k)} there and {here.get(k)} here" for k in differing)
             remedy = OTHER
-            if differing == ["codec"] and "codec" in there_run:  # it may have learned on since
-                was = there_run["codec"]
-                remedy = f"give --codec {was.get('folder')} --codec-checkpoint {was.get('step')}, or another --out"
+            if differing in (["codec"], ["begin"]) and (was := there_run.get(differing[0])):  # it may have learned on
+                option = f"--{differing[0]}"
+                remedy = f"give {option} {was.get('folder')} {option}-checkpoint {was.get('step')}, or another --out"
             raise InputError(f"{folder} holds another run: {each}; {remedy}")
     _write(folder / "run.json", {**run, "command": sys.argv, "versions": versions(), "git": revision()})
     _write(folder / "model.json", zoo.dump(model))
@@ -78,20 +79,49 @@ class Trained(NamedTuple):
         return self.fingerprint or digest(self.params)
 
 
+class Saved(NamedTuple):
+    """A checkpoint of a run, with all that training wants."""
+
+    model: Model
+    state: State
+    labels: tuple[str, ...]  # as those of `Trained`
+    fingerprint: str
+
+
 def trained(folder: Path, which: str = "latest") -> Trained:
     """The run in this folder at the checkpoint `which`: latest, best, or a step's number."""
+    model, state, labels, fingerprint = saved(folder, which)
+    return Trained(folder, model, jax.jit(model.weights)(state), int(state.step), labels, fingerprint)
+
+
+def saved(folder: Path, which: str = "latest") -> Saved:
+    """The same, with all that training wants."""
     model, run = described(folder)
-    saved = Checkpoints(folder / "checkpoints", 1, model.criterion, read_only=True)
-    steps = {"latest": saved.manager.latest_step(), "best": saved.best()}
-    steps |= {str(step): step for step in saved.manager.all_steps()}
+    kept = Checkpoints(folder / "checkpoints", 1, model.criterion, read_only=True)
+    steps = {"latest": kept.manager.latest_step(), "best": kept.best()}
+    steps |= {str(step): step for step in kept.manager.all_steps()}
     if steps.get(which) is None:
         have = ", ".join(k for k, step in steps.items() if step is not None) or "none yet"
         raise InputError(f"{folder} has no checkpoint {which!r}: it has {have}")
-    like = abstract(model, Devices(count=1).replicated)
-    state = saved.restore(steps[which], like)
+    state = kept.restore(steps[which], abstract(model, Devices(count=1).replicated))
     labels = tuple(run["data"]["classes"]) if model.classes else ()
-    fingerprint = digest({"params": state.params, "extra": state.extra})
-    return Trained(folder, model, jax.jit(model.weights)(state), steps[which], labels, fingerprint)
+    return Saved(model, state, labels, digest({"params": state.params, "extra": state.extra}))
+
+
+def networks(saved: Saved, like: State, folder: Path) -> dict[str, Any]:
+    """The networks of the checkpoint of a run in `folder`, `params`, and what follows them, such as averages, `extra`,
+    placed as in `like`, for another run to begin with. Raises InputError where these are of other shapes."""
+    given = {"params": saved.state.params, "extra": saved.state.extra}
+    wanted = {"params": like.params, "extra": like.extra}
+    shapes = lambda tree: {jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(tree)}
+    here, there = shapes(wanted), shapes(given)
+    if differing := [name for name in sorted(here | there) if here.get(name) != there.get(name)]:
+        name = differing[0]
+        raise InputError(
+            f"begin is {folder}, of whose arrays {len(differing)} do not fit, the first {name}: "
+            f"{there.get(name, 'missing')} there and {here.get(name, 'missing')} here: take a run of the same networks"
+        )
+    return jax.tree.map(lambda x, place: jax.device_put(x, place.sharding), given, wanted)
 
 
 def described(folder: Path) -> tuple[Model, dict[str, Any]]:
@@ -127,7 +157,12 @@ def _written(folder: Path, remedy: str) -> tuple[dict[str, Any], dict[str, Any]]
 
 def _identity(run: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same when a run is continued, beside its model."""
-    titles = {"noise": "noise data", "codec": "codec", "mels": "given mels"}  # what no field of a model is called
+    titles = {
+        "noise": "noise data",
+        "codec": "codec",
+        "mels": "given mels",
+        "begin": "begin",
+    }  # what no field of a model is called
     more = {title: run[name]["fingerprint"] for name, title in titles.items() if name in run}
     return {"seed": run["seed"], "data": run["data"]["fingerprint"], **more}
 
