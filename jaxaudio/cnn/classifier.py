@@ -109,6 +109,12 @@ class Classifier(Classifies):
                 **{"smoothing": 0.1, "mixup": 0.2, "time_masks": 2, "time_width": 12, "mel_masks": 2, "mel_width": 8},
                 **{"warp": 0.1, "shift": 0.1},
             },
+            "notes": {  # the pitch of notes: fine in frequency, which is neither masked nor warped
+                **{"segment": 16000, "window": 2048, "hop": 512, "mels": 256, "low": 20.0, "high": 8000.0},
+                **{"widths": (16, 32, 32, 32), "optimizer": "adamw", "learning_rate": 4e-3, "warmup": 50},
+                **{"decay_steps": 500, "weight_decay": 0.02, "decay": 0.99, "smoothing": 0.1, "mixup": 0.2},
+                **{"time_masks": 2, "time_width": 12},
+            },
             "tiny": {
                 **{"segment": 512, "batch_size": 16, "window": 256, "hop": 64, "mels": 16, "low": 0.0, "high": 8000.0},
                 **{"network": "panns", "widths": (8, 8), "hidden": 8, "dropout": 0.1, "optimizer": "adamw"},

@@ -13,6 +13,8 @@ What the analysis alone does to 64 notes of two seconds (medians of SI-SDR; `spe
 survives in all of these (24 of 24 notes by YIN).
 
     python train.py gansynth:small --data FOLDER
+
+gives notes of which pYIN hears 93 % at the pitch that was asked for, after 41 minutes on two cores (README).
 """
 
 import dataclasses

@@ -23,7 +23,7 @@ def draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    size = 256 if sounds.shape[1] < 2 * sample_rate else 1024
+    size = 512 if sounds.shape[1] < 2 * sample_rate else 1024
     level = 20 * np.log10(np.asarray(magnitudes(jnp.asarray(sounds.mean(-1)), size, size // 4)) + 1e-9)
     level -= level.max()
     columns = columns or min(len(sounds), max(4, int(np.ceil(np.sqrt(len(sounds))))))
