@@ -174,8 +174,9 @@ class HiFiGAN(Vocodes, Streams):
                 **{"period_widths": (16, 32, 64, 128, 128), "critics": "magnitudes", "size_width": 8},
                 **{"sizes": (1024, 512), "hops": (256, 128), "lengths": (1024, 512)},
                 **{"mel": 15.0, "mel_windows": (2048, 1024, 512, 256, 128), "mel_bands": (160, 80, 40, 20, 10)},
-                **{"learning_rate": 1e-3, "critic_rate": 5e-4, "rate_decay": 0.9997},
-                **{"warm_up": 7000, "decay": 0.998, "iterations": 8500},
+                **{"adversarial": 0.1, "feature_matching": 0.2},
+                **{"learning_rate": 1e-3, "critic_rate": 2e-3, "rate_decay": 0.9997},
+                **{"warm_up": 8000, "decay": 0.998, "iterations": 9500},
             },
             "tiny": {
                 **{"sample_rate": 16000, "segment": 1024, "batch_size": 8, "level": 1.0},
