@@ -3,6 +3,7 @@
 The same command again continues the run. `python train.py MODEL --help` lists every option.
 """
 
+import contextlib
 import csv
 import dataclasses
 import math
@@ -67,7 +68,13 @@ class Run:
 
 
 def train(run: Run) -> int:
-    """Trains to the end, a signal or divergence; the exit code."""
+    """Trains to the end, a signal or divergence; the exit code. The run's folder is its own for as long."""
+    with contextlib.ExitStack() as held:
+        return train_on(run, held)
+
+
+def train_on(run: Run, held: contextlib.ExitStack) -> int:
+    """The same; `held` keeps the folder's lock."""
     devices = Devices(run.parallel)
     devices.rows(run.model.batch_size)
     if jax.process_count() > 1:
@@ -91,7 +98,7 @@ def train(run: Run) -> int:
         networks = folder.networks(given, like, run.begin)
         about["begin"] = {"folder": str(run.begin), "step": int(given.state.step), "fingerprint": given.fingerprint}
     about |= {"mels": {"folder": str(run.mels), "fingerprint": pack.framed}} if run.mels else {}
-    lock = folder.claim(run.out, model, about)
+    held.enter_context(folder.claim(run.out, model, about))
     introduce(run, pack, clips, held_out)
 
     init_key, step_key, eval_key = jax.random.split(jax.random.key(run.seed), 3)
@@ -146,7 +153,6 @@ def train(run: Run) -> int:
             saved.wait()
     log.close()
     report.write(run.out)
-    lock.close()
     if ending:
         print(f"train.py: {ending}; saved at step {int(state.step)}: the same command continues from {run.out}")
         return command.STOPPED
