@@ -93,10 +93,8 @@ def train_on(run: Run, held: contextlib.ExitStack) -> int:
     about = {"seed": run.seed, "steps": run.steps, "parallel": run.parallel, "data": data, "parameters": sizes(like)}
     about |= {"noise": told(run.noise, noise)} if noise else {}
     about |= {"codec": generate.told(codec)} if codec else {}
-    if run.begin:
-        given = folder.saved(run.begin, run.begin_checkpoint)
-        networks = folder.networks(given, like, run.begin)
-        about["begin"] = {"folder": str(run.begin), "step": int(given.state.step), "fingerprint": given.fingerprint}
+    begin, networks = begun(run, like)
+    about |= {"begin": begin} if begin else {}
     about |= {"mels": {"folder": str(run.mels), "fingerprint": pack.framed}} if run.mels else {}
     held.enter_context(folder.claim(run.out, model, about))
     introduce(run, pack, clips, held_out)
@@ -107,10 +105,11 @@ def train_on(run: Run, held: contextlib.ExitStack) -> int:
     if state is None:
         measured = model.measure(clips.batches())
         state = jax.jit(lambda: model.init(init_key, measured), out_shardings=devices.replicated)()
-        state = state._replace(**networks) if run.begin else state
+        state = state._replace(**networks)
+    del networks  # of a run that continues: a second copy on the devices
     start = int(state.step)
     counts = ", ".join(f"{name} {count:,}" for name, count in about["parameters"].items())
-    anew = f"starts with the networks of step {about['begin']['step']} of {run.begin}" if run.begin else "starts"
+    anew = f"starts with the networks of step {begin['step']} of {run.begin}" if begin else "starts"
     begins = f"continues at step {start}" if start else anew
     print(f"{zoo.name_of(model)}: parameters: {counts}; {begins} on {devices}", flush=True)
     if start >= run.steps:
@@ -213,6 +212,15 @@ class Examination:
         return (
             generate.Showcase(self.model, self.labels, self.run.samples) if isinstance(self.model, Generates) else None
         )
+
+
+def begun(run: Run, like: State) -> tuple[dict, dict]:
+    """What run.json tells of the run that this one begins with, and that one's networks; both empty without."""
+    if not run.begin:
+        return {}, {}
+    other = folder.saved(run.begin, run.begin_checkpoint)
+    told = {"folder": str(run.begin), "step": int(other.state.step), "fingerprint": other.fingerprint}
+    return told, folder.networks(other, like, run.begin)
 
 
 def with_codec(run: Run) -> tuple[Run, Trained | None]:

@@ -234,8 +234,8 @@ def gather_rows(tables: tuple[jax.Array | None, ...], plan: Plan) -> Batch:
 
 
 def permute(x: np.ndarray, size: int | np.ndarray, key: np.ndarray) -> np.ndarray:
-    """A bijection of 0..size-1, keyed per element, at O(1) each: a Feistel network over a near-square grid of at least
-    `size` cells, walked on until it lands below `size`."""
+    """A bijection of 0..size-1, size and key per element, at O(1) each: a Feistel network over a near-square grid of at
+    least `size` cells, walked on until it lands below `size`."""
     size = np.broadcast_to(size, x.shape)
     height = np.ceil(np.sqrt(size)).astype(np.int64)
     width = -(-size // height)

@@ -108,10 +108,10 @@ def saved(folder: Path, which: str = "latest") -> Saved:
     return Saved(model, state, labels, digest({"params": state.params, "extra": state.extra}))
 
 
-def networks(saved: Saved, like: State, folder: Path) -> dict[str, Any]:
+def networks(other: Saved, like: State, folder: Path) -> dict[str, Any]:
     """The networks of the checkpoint of a run in `folder`, `params`, and what follows them, such as averages, `extra`,
     placed as in `like`, for another run to begin with. Raises InputError where these are of other shapes."""
-    given = {"params": saved.state.params, "extra": saved.state.extra}
+    given = {"params": other.state.params, "extra": other.state.extra}
     wanted = {"params": like.params, "extra": like.extra}
     shapes = lambda tree: {jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(tree)}
     here, there = shapes(wanted), shapes(given)
@@ -157,12 +157,8 @@ def _written(folder: Path, remedy: str) -> tuple[dict[str, Any], dict[str, Any]]
 
 def _identity(run: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same when a run is continued, beside its model."""
-    titles = {
-        "noise": "noise data",
-        "codec": "codec",
-        "mels": "given mels",
-        "begin": "begin",
-    }  # what no field of a model is called
+    # No field of a model is called as one of these.
+    titles = {"noise": "noise data", "codec": "codec", "mels": "given mels", "begin": "begin"}
     more = {title: run[name]["fingerprint"] for name, title in titles.items() if name in run}
     return {"seed": run["seed"], "data": run["data"]["fingerprint"], **more}
 
