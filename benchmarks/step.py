@@ -149,7 +149,7 @@ def repeated(program: Any, turns: int = 1) -> float:
 
 def peak_memory(devices: Devices) -> float:
     """Bytes: the first device's peak; on a CPU the process's."""
-    stats = devices.devices[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     return stats["peak_bytes_in_use"] if stats else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -168,11 +168,11 @@ def input_wait(
         return state, float("nan")
     given = model.sample_rate, model.channels, model.segment
     noise = Noise(open_pack(synth.Textures(*given)), model, 0) if model.needs_noise else None
-    fetch = fetcher(Clips(open_pack(synth.Recordings(*given)), model, 0, "train", noise), devices)
+    fetch = fetcher([Clips(open_pack(synth.Recordings(*given)), model, 0, "train", noise)], devices)
     flying, waited, i, began = [], 0.0, 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         start = time.perf_counter()
-        batch = fetch(i)
+        (batch,) = fetch(i)
         if flying and flying[-1].is_ready():
             waited += time.perf_counter() - start
         state, metrics = program(state, batch, jax.random.key(i), stage)

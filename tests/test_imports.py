@@ -23,6 +23,7 @@ ALLOWED = {
     "data": {"core", "runtime", "data"},
     "metrics": {"core", "dsp", "nn", "losses", "metrics"},
     "tasks": {"core", "dsp", "zoo", "runtime", "data", "metrics", "tasks"},
+    "training": {"core", "zoo", "runtime", "data", "tasks", "training"},
 }
 FILES = sorted((REPOSITORY / "jaxaudio").rglob("*.py"))
 

@@ -12,7 +12,7 @@ Noise, for a model that needs it, comes from a second pack by the same rules und
 recording: that one is repeated to the end of the segment, from an offset on that is hashed too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -170,15 +170,15 @@ class Clips(Split):
         return Plan(self.start[which] + offset, length, self.scale[which], self.label[which], noise)
 
 
-def fetcher(clips: Clips, devices: Devices, where: str = "auto") -> Callable[[int], Batch]:
-    """step -> its batch on the devices, cut on the "host" or on the "device"; "auto": there if it has room."""
-    rows = devices.rows(clips.batch_size)
-    limit = (devices.devices[0].memory_stats() or {}).get("bytes_limit", 0)
+def fetcher(seeds: Sequence[Clips], devices: Devices, where: str = "auto") -> Callable[[int], tuple[Batch, ...]]:
+    """step -> its batch of every seed on the devices. Cut on the "host", or on the "device" from one copy of what they
+    have in common; "auto": there if it has room."""
+    clips, rows = seeds[0], devices.rows(seeds[0].batch_size)
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
     size = sum(part.samples.nbytes for part in (clips, clips.noise) if part)
-    if where == "device" or (where == "auto" and size < limit / 4):
-        on_device = DeviceClips(clips, devices)
-        return lambda i: on_device.gather(clips.plan(i, rows))
-    return lambda i: devices.shard(clips.gather(clips.plan(i, rows)))
+    fits = where == "device" or (where == "auto" and size < limit / 4)
+    gather = DeviceClips(clips, devices).gather if fits else lambda plan: devices.shard(clips.gather(plan))
+    return lambda i: tuple(gather(own.plan(i, rows)) for own in seeds)
 
 
 class DeviceClips:

@@ -45,12 +45,22 @@ class Checkpoints:
             ) from problem
 
     def latest(self, like: State) -> State | None:
-        """The last complete checkpoint, with the shardings of `like` (arrays or shapes); None where there is none."""
+        """The last complete checkpoint, as `restore` gives it; None where there is none."""
         step = self.manager.latest_step()
         return None if step is None else self.restore(step, like)
 
+    def steps(self) -> set[int]:
+        """Those of which there is a complete checkpoint."""
+        return set(self.manager.all_steps())
+
+    def rewind(self, step: int) -> None:
+        """Deletes the checkpoints behind this step."""
+        for later in self.steps():
+            if later > step:
+                self.manager.delete(later)
+
     def restore(self, step: int, like: State) -> State:
-        """The checkpoint of this step."""
+        """The checkpoint of this step, with the shardings of `like` (arrays or shapes)."""
         try:
             return self.manager.restore(step, args=ocp.args.StandardRestore(like))
         except (ValueError, KeyError, FileNotFoundError) as problem:

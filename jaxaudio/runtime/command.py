@@ -88,11 +88,13 @@ def _fail(text: str, code: int = WRONG_INPUT) -> int:
 
 
 class Signals:
-    """SIGTERM and SIGINT as a flag while it is open; the second one acts at once."""
+    """SIGTERM and SIGINT as a flag while it is open; the second one acts at once. Of several hosts none catches them:
+    `jax.distributed` does, for all."""
 
     def __enter__(self) -> "Signals":
         self.caught: str | None = None
-        self.before = {s: signal.signal(s, self._catch) for s in (signal.SIGTERM, signal.SIGINT)}
+        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        self.before = {number: signal.signal(number, self._catch) for number in numbers}
         return self
 
     def __exit__(self, *exception: object) -> None:

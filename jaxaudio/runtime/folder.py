@@ -4,7 +4,9 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +16,12 @@ import numpy as np
 
 from jaxaudio import zoo
 from jaxaudio.core import InputError, Model, Params, State
+from jaxaudio.runtime import hosts
 from jaxaudio.runtime.checkpoint import Checkpoints, abstract
 from jaxaudio.runtime.parallel import Devices
 from jaxaudio.runtime.versions import revision, versions
 
+VISIBLE = 30.0  # seconds within which a file of one host is seen by the others
 OTHER = "give another --out, or delete the folder"
 
 
@@ -44,8 +48,8 @@ def claim(folder: Path, model: Model, run: Mapping[str, Any]) -> Any:
 
     if (folder / "model.json").exists():
         here, (there, there_run) = zoo.dump(model), _written(folder, OTHER)
-        there |= _identity(there_run)
-        here = json.loads(json.dumps(here)) | _identity(run)
+        there |= identity(there_run)
+        here = json.loads(json.dumps(here)) | identity(run)
         differing = [k for k in sorted(there | here) if there.get(k) != here.get(k)]
         if differing:
             lock.close()
@@ -55,9 +59,23 @@ def claim(folder: Path, model: Model, run: Mapping[str, Any]) -> Any:
                 option = f"--{differing[0]}"
                 remedy = f"give {option} {was.get('folder')} {option}-checkpoint {was.get('step')}, or another --out"
             raise InputError(f"{folder} holds another run: {each}; {remedy}")
-    _write(folder / "run.json", {**run, "command": sys.argv, "versions": versions(), "git": revision()})
+    more = {"command": sys.argv, "versions": versions(), "git": revision(), "start": secrets.token_hex(8)}
+    _write(folder / "run.json", {**run, **more})
     _write(folder / "model.json", zoo.dump(model))
     return lock
+
+
+def shared(folder: Path) -> None:
+    """Raises InputError where the folder that process 0 has claimed is not the one that is seen here."""
+    told = lambda: _written(folder, OTHER)[1].get("start") if (folder / "model.json").exists() else None
+    theirs, until = hosts.gathered(str(told()))[0], time.monotonic() + VISIBLE
+    while str(told()) != theirs:  # a network's file system may show it late
+        if time.monotonic() > until:
+            raise InputError(
+                f"{folder} is not the same folder on all hosts, and each writes its part of the checkpoints there: "
+                "give an --out that all share"
+            )
+        time.sleep(0.5)
 
 
 class Trained(NamedTuple):
@@ -102,6 +120,8 @@ def saved(folder: Path, which: str = "latest") -> Saved:
     steps |= {str(step): step for step in kept.manager.all_steps()}
     if steps.get(which) is None:
         have = ", ".join(k for k, step in steps.items() if step is not None) or "none yet"
+        if "seeds" in run:
+            have = f"one in each of {folder / 'seed-*'}: give one of these"
         raise InputError(f"{folder} has no checkpoint {which!r}: it has {have}")
     state = kept.restore(steps[which], abstract(model, Devices(count=1).replicated))
     labels = tuple(run["data"]["classes"]) if model.classes else ()
@@ -121,7 +141,7 @@ def networks(other: Saved, like: State, folder: Path) -> dict[str, Any]:
             f"begin is {folder}, of whose arrays {len(differing)} do not fit, the first {name}: "
             f"{there.get(name, 'missing')} there and {here.get(name, 'missing')} here: take a run of the same networks"
         )
-    return jax.tree.map(lambda x, place: jax.device_put(x, place.sharding), given, wanted)
+    return jax.tree.map(lambda x, place: jax.device_put(np.asarray(x), place.sharding), given, wanted)
 
 
 def described(folder: Path) -> tuple[Model, dict[str, Any]]:
@@ -149,17 +169,18 @@ def _written(folder: Path, remedy: str) -> tuple[dict[str, Any], dict[str, Any]]
     """What `claim` wrote: model.json and run.json."""
     try:
         model, run = (json.loads((folder / f"{name}.json").read_text()) for name in ("model", "run"))
-        model["model"], _identity(run), run["data"]["classes"]
+        model["model"], identity(run), run["data"]["classes"]
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise InputError(f"model.json or run.json in {folder} is damaged ({problem!r}): {remedy}") from problem
     return model, run
 
 
-def _identity(run: Mapping[str, Any]) -> dict[str, Any]:
+def identity(run: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same when a run is continued, beside its model."""
     # No field of a model is called as one of these.
     titles = {"noise": "noise data", "codec": "codec", "mels": "given mels", "begin": "begin"}
     more = {title: run[name]["fingerprint"] for name, title in titles.items() if name in run}
+    more |= {"seeds": run["seeds"]} if "seeds" in run else {}
     return {"seed": run["seed"], "data": run["data"]["fingerprint"], **more}
 
 

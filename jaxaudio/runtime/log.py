@@ -22,20 +22,25 @@ class Diverged(Exception):
 
 
 class Log:
-    """Metrics of a run from step `start` on: lines of later steps, from a run that was killed, are dropped."""
+    """Metrics of a run from step `start` on: lines of later steps, from a run that was killed, are dropped.
 
-    def __init__(self, folder: Path, start: int, steps: int, every: int, patience: int):
+    Without a folder, as on all hosts but one, nothing is written or said."""
+
+    def __init__(self, folder: Path | None, start: int, steps: int, every: int, patience: int):
         from tensorboardX import SummaryWriter
 
-        self.path, self.every, self.patience = folder / "metrics.jsonl", every, patience
-        kept = [line for line in _lines(self.path) if line.get("step", 0) <= start]
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        fresh.replace(self.path)
-        self.file = open(self.path, "a", buffering=1)  # noqa: SIM115
-        # max_queue 0: no limit. With one, a writer that died (a full disk) would block the loop for ever.
-        self.events = SummaryWriter(str(folder), purge_step=start + 1, flush_secs=30, max_queue=0)
-        self.bar = tqdm.tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=None)
+        self.folder, self.every, self.patience = folder, every, patience
+        if folder:
+            path = folder / "metrics.jsonl"
+            kept = [line for line in _lines(path) if line.get("step", 0) <= start]
+            fresh = path.with_suffix(".new")
+            fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            fresh.replace(path)
+            self.file = open(path, "a", buffering=1)  # noqa: SIM115
+            # max_queue 0: no limit. With one, a writer that died (a full disk) would block the loop for ever.
+            self.events = SummaryWriter(str(folder), purge_step=start + 1, flush_secs=30, max_queue=0)
+        disable = None if folder else True
+        self.bar = tqdm.tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=disable)
         self.steps, self.flying = steps, collections.deque()
         self.window: list[dict[str, float]] = []
         self.waited, self.since = 0.0, 0.0
@@ -71,16 +76,21 @@ class Log:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line of metrics.jsonl, the same as TensorBoard scalars."""
+        if not self.folder:
+            return
         clean = {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
         self.file.write(json.dumps({"step": step, **clean}) + "\n")
         if not self.events.file_writer.event_writer._worker.is_alive():
-            raise InputError(f"TensorBoard's events can't be written to {self.path.parent}: make room, and start again")
+            raise InputError(f"TensorBoard's events can't be written to {self.folder}: make room, and start again")
         for name, value in metrics.items():
             self.events.add_scalar(name, value, step)
 
     def say(self, text: str) -> None:
         """A line for people, above the bar if there is one."""
-        self.bar.write(text) if not self.bar.disable else print(text, flush=True)
+        if not self.bar.disable:
+            self.bar.write(text)
+        elif self.folder:
+            print(text, flush=True)
 
     def media(self, step: int, sounds: np.ndarray, sample_rate: int, sheet: np.ndarray) -> None:
         """Sounds [n, time, channels] and their picture [height, width, 3] (uint8) for TensorBoard."""
@@ -91,8 +101,9 @@ class Log:
     def close(self) -> None:
         """Writes what is left."""
         self.bar.close()
-        self.file.close()
-        self.events.close()
+        if self.folder:
+            self.file.close()
+            self.events.close()
 
     def _land(self) -> None:
         step, metrics, examples = self.flying.popleft()

@@ -145,7 +145,7 @@ def test_batches_are_spread_over_the_devices_as_they_are(recordings, tmp_path):
     from jaxaudio.data.clips import fetcher
 
     clips = CodeClips(opened(recordings, tmp_path), MODEL, 3)
-    batch = fetcher(clips, Devices("jit", 4), "host")(2)
+    (batch,) = fetcher([clips], Devices("jit", 4), "host")(2)
     np.testing.assert_array_equal(batch.given, clips.gather(clips.plan(2)).given)
 
 
