@@ -31,7 +31,7 @@ from jaxaudio.training.run import Run
 def train(run: Run) -> int:
     """Trains to the end, a signal or divergence; the exit code. The run's folder is its own for as long."""
     with contextlib.ExitStack() as held:
-        devices = Devices(run.parallel)
+        devices = Devices(run.parallel, fsdp=run.fsdp)
         devices.rows(run.model.batch_size)
         return train_on(devices, started(run, devices, held))
 

@@ -75,7 +75,7 @@ def digests(folder: Path) -> dict[int, str]:
     if not (folder / "checkpoints").exists():
         return {}
     kept = Checkpoints(folder / "checkpoints", 1, model.criterion, read_only=True)
-    like = abstract(model, Devices(count=1).replicated)
+    like = abstract(model, Devices(count=1))
     return {step: digest(kept.restore(step, like)) for step in kept.steps()}
 
 

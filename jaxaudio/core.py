@@ -58,9 +58,15 @@ class Own(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """What a step knows of the other devices: `axis` is None where it sees the whole batch (jit), else pmap's axis."""
+    """What a step knows of the other devices: `axis` is None where it sees the whole batch (jit), else pmap's axis.
+
+    Where each device keeps a part of the networks (fsdp), `parts` has each compute its own part of a tree that looks
+    like the state's parameters, and `whole` brings the parts together on every device.
+    """
 
     axis: str | None = None
+    whole: Callable[[Any], Any] = lambda tree: tree
+    parts: Callable[[Any], Any] = lambda tree: tree
 
     def mean(self, tree: Any) -> Any:
         """The mean over all devices, leaf by leaf, but for what is `Own`."""
@@ -416,11 +422,12 @@ def descend(
     """
     (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
     grads, value, metrics = shard.mean((grads, value, metrics))
+    params, grads = shard.parts((params, grads))
     norm = optax.tree.norm(grads)
     updates, new_opt = tx.update(grads, opt, params)
     metrics = {"loss": value, **metrics, "grad_norm": norm, "skipped": 1.0 - jnp.isfinite(norm)}
     params, opt = unless_skipped(metrics, (optax.apply_updates(params, updates), new_opt), (params, opt))
-    return params, opt, metrics
+    return shard.whole(params), opt, metrics
 
 
 def replay(found: Any, pull: Callable[[Any], tuple[Params]]) -> Callable[[Params], Any]:

@@ -135,7 +135,7 @@ def test_resume_is_exact(subject, tmp_path):
     saved.wait()
     del half
     again = Checkpoints(tmp_path / "checkpoints", 2, subject.model.criterion)
-    state = again.latest(abstract(subject.model, subject.devices.replicated))
+    state = again.latest(abstract(subject.model, subject.devices))
     assert int(state.step) == 3
     resumed, _ = subject.run(subject.step, subject.devices, state, 3, 5)
     same_bits(straight, resumed)

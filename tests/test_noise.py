@@ -63,7 +63,7 @@ def words_of(folders, noise=("rain", "dogs")):
 def state_of(folder):
     """All of the last checkpoint."""
     model = trained(folder).model
-    return Checkpoints(folder / "checkpoints", 1, model.criterion).latest(abstract(model, Devices("jit", 4).replicated))
+    return Checkpoints(folder / "checkpoints", 1, model.criterion).latest(abstract(model, Devices("jit", 4)))
 
 
 def test_a_run_writes_down_its_folders_and_the_same_recordings_are_found_again(made, folders):

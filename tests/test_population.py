@@ -1,6 +1,7 @@
 """Several seeds in one program."""
 
 import json
+import shutil
 import statistics
 
 import jax
@@ -20,7 +21,7 @@ WORDS = ("wavegan:tiny", "--log-every", 2, "--samples", 2, "--eval-every", 4)
 def state_of(folder):
     model, _ = described(folder)
     return jax.device_get(
-        Checkpoints(folder / "checkpoints", 1, model.criterion).latest(abstract(model, Devices("jit", 1).replicated))
+        Checkpoints(folder / "checkpoints", 1, model.criterion).latest(abstract(model, Devices("jit", 1)))
     )
 
 
@@ -65,3 +66,10 @@ def test_each_member_is_a_run_to_sample_from_and_the_population_says_so(populati
     code, _, err = run(train.main, *WORDS, "--seed", 3, "--steps", 9, "--out", population, capsys=capsys)
     assert code == 2
     assert "seeds is 2 there and None here" in err
+
+
+def test_a_population_whose_states_are_split_goes_on_from_whole_ones(population, tmp_path):
+    shutil.copytree(population, tmp_path / "run")
+    words = (*WORDS, "--seed", 3, "--seeds", 2, "--out", tmp_path / "run", "--model.width", 8)
+    assert run(train.main, *words, "--steps", 8, "--fsdp")[0] == 0
+    assert int(state_of(tmp_path / "run" / "seed-3").step) == 8

@@ -10,6 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxaudio.core import InputError, State
+from jaxaudio.runtime.parallel import Devices, shapes
 
 policies = ocp.checkpoint_managers
 
@@ -94,11 +95,11 @@ class Checkpoints:
             ) from problem
 
 
-def abstract(model, sharding) -> State:
-    """The shapes of a model's state, with this sharding: what `Checkpoints.latest` wants."""
-    measured = model.measure(())
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), measured))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+def abstract(model, devices: Devices) -> State:
+    """The shapes of a model's state, and how it lies on these devices: what `Checkpoints.latest` wants."""
+    state = shapes(model)
+    given = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+    return jax.tree.map(given, state, devices.placed(state))
 
 
 def _line(problem: Exception) -> str:

@@ -123,7 +123,7 @@ def saved(folder: Path, which: str = "latest") -> Saved:
         if "seeds" in run:
             have = f"one in each of {folder / 'seed-*'}: give one of these"
         raise InputError(f"{folder} has no checkpoint {which!r}: it has {have}")
-    state = kept.restore(steps[which], abstract(model, Devices(count=1).replicated))
+    state = kept.restore(steps[which], abstract(model, Devices(count=1)))
     labels = tuple(run["data"]["classes"]) if model.classes else ()
     return Saved(model, state, labels, digest({"params": state.params, "extra": state.extra}))
 

@@ -24,7 +24,7 @@ class Examination:
         model = run.model
         self.run, self.model, self.held_out, self.devices, self.key = run, model, held_out, devices, key
         self.labels, self.samples, self.codec = held_out.pack.classes, out / "samples", codec
-        shardings = (devices.replicated, devices.sharded, devices.replicated)
+        shardings = None, devices.sharded, devices.replicated  # the state as it lies
         self.evaluate = jax.jit(model.evaluate, in_shardings=shardings, out_shardings=devices.replicated)
         self.weights = jax.jit(model.weights, out_shardings=devices.replicated)
         self.listen = self.showcase() if hosts.first() else None

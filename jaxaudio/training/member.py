@@ -23,7 +23,7 @@ class Member:
         run = material.run
         self.run, self.model, self.seed, self.out, self.devices = run, run.model, seed, out, devices
         self.clips, self.held_out = (material.clips(seed, split) for split in ("train", "valid"))
-        self.like = abstract(self.model, devices.replicated)
+        self.like = abstract(self.model, devices)
         self.about = {"seed": seed, "steps": run.steps, "parallel": run.parallel, "parameters": sizes(self.like)}
         self.about |= material.about
         self.networks = folder.networks(material.other, self.like, run.begin) if run.begin else {}
@@ -50,7 +50,7 @@ class Member:
             return self.saved.restore(step, self.like)
         measured = hosts.broadcast(self.model.measure(self.clips.batches()))
         make = lambda: self.model.init(self.init_key, measured)
-        return jax.jit(make, out_shardings=self.devices.replicated)()._replace(**networks)
+        return jax.jit(make, out_shardings=self.devices.placed(self.like))()._replace(**networks)
 
     def left_out(self) -> list[tuple[str, str]]:
         """What is not learned from, and why."""

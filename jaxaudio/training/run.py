@@ -26,6 +26,7 @@ class Run:
     seed: int = 0  # of the weights, the noise and the order of the data
     seeds: int = 1  # so many runs in one program, of this seed and those behind it: OUT/seed-0, ...
     parallel: Literal["jit", "pmap"] = "jit"  # how the step is spread over the devices
+    fsdp: bool = False  # each device keeps a part of large parameters and of their moments, of jit alone
     gather: Literal["auto", "host", "device"] = "auto"  # where crops are cut; auto: on an accelerator that has room
     log_every: int = 20  # steps
     eval_every: int = 1000  # steps; evaluates on held-out recordings, writes samples, saves

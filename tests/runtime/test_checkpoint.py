@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxaudio.core import InputError, State
+from jaxaudio.runtime import parallel
 from jaxaudio.runtime.checkpoint import Checkpoints, abstract
 from jaxaudio.runtime.parallel import Devices
 
@@ -19,9 +21,9 @@ def state(step, size=4):
     return devices.replicate(State(jnp.int32(step), params, {}, {"average": params["net"]}))
 
 
-def like(size=4):
+def like(size=4, devices=None):
     model = SimpleNamespace(measure=lambda batches: {}, init=lambda key, measured: state(0, size))
-    return abstract(model, Devices("jit", 1).replicated)
+    return abstract(model, devices or Devices("jit", 1))
 
 
 def test_the_latest_and_the_best_are_kept(tmp_path):
@@ -38,6 +40,21 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
     assert restored.params["net"]["w"].tolist() == [6.0] * 4
     assert isinstance(restored, State)
     assert len(restored.params["net"]["w"].sharding.device_set) == 1, "saved on four devices, restored on one"
+
+
+def test_a_state_in_parts_is_restored_whole_and_in_other_parts_and_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "LEAST", 8)
+    four, two, whole = Devices(count=4, fsdp=True), Devices(count=2, fsdp=True), Devices(count=1)
+    values = jnp.arange(8.0)
+    first = state(1, 8)._replace(params={"net": {"w": values}}, extra={"average": {"w": 2 * values}})
+    for i, (devices, parts) in enumerate([(four, 4), (two, 2), (whole, 1), (four, 4)]):
+        saved = Checkpoints(tmp_path / "c", 2, "score")
+        found = saved.latest(like(8, devices)) if i else jax.device_put(first, devices.placed(first))
+        for leaf, expected in ((found.params["net"]["w"], values), (found.extra["average"]["w"], 2 * values)):
+            np.testing.assert_array_equal(np.asarray(leaf), expected)
+            assert [shard.data.shape for shard in leaf.addressable_shards] == [(8 // parts,)] * parts
+        saved.save(i + 1, found._replace(step=jnp.int32(i + 1)), None)
+        saved.wait()
 
 
 def test_a_checkpoint_of_another_shape_is_refused_in_one_line(tmp_path):

@@ -8,8 +8,10 @@ import numpy as np
 import optax
 import pytest
 
+from jaxaudio import zoo
 from jaxaudio.core import Batch, InputError, Model, Shard, State, descend, split, unless_skipped
-from jaxaudio.runtime.parallel import Devices
+from jaxaudio.runtime import parallel
+from jaxaudio.runtime.parallel import Devices, shapes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,31 @@ class Toy(Model):
         params, opt, metrics = descend(self.tx, loss, state.params["net"], state.opt["net"], shard)
         extra = unless_skipped(metrics, {"sum": state.extra["sum"] + metrics["loss"]}, state.extra)
         return State(state.step + 1, {"net": params}, {"net": opt}, extra), metrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wide(Toy):
+    """Outputs that divide by four devices, and Adam's moments of them and their average; the bias is small."""
+
+    tx = optax.adam(0.1)
+
+    def init(self, key=None, measured=None):
+        params = {"w": jnp.linspace(-1.0, 1.0, 24).reshape(3, 8), "b": jnp.zeros(8)}
+        extra = {"average": jax.tree.map(jnp.copy, params), "odd": jnp.zeros(17), "batches": jnp.zeros((1, 8))}
+        return State(jnp.zeros((), jnp.int32), {"net": params}, {"net": self.tx.init(params)}, extra)
+
+    def train_step(self, state, batch, key, shard, stage):
+        del key, stage
+
+        def loss(params):
+            made = batch.wave[:, :, 0] @ params["w"] + params["b"][None]
+            return jnp.mean((made - batch.label[:, None]) ** 2), {}
+
+        net, opt = state.params["net"], state.opt["net"]
+        for _ in range(2):  # the second update takes the first one's networks
+            net, opt, metrics = descend(self.tx, loss, net, opt, shard)
+        extra = {**state.extra, "average": jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, state.extra["average"], net)}
+        return State(state.step + 1, {"net": net}, {"net": opt}, extra), metrics
 
 
 BATCH = Batch(
@@ -108,3 +135,58 @@ def test_keys_follow_from_the_index_in_the_whole_batch():
     parts = local(jax.random.key(3), np.zeros(4))
     np.testing.assert_array_equal(np.asarray(parts).reshape(whole.shape), whole)
     assert len({tuple(row) for row in np.asarray(whole)}) == 8
+
+
+@pytest.fixture
+def small_leaves(monkeypatch):
+    """Arrays of 16 elements are split already."""
+    monkeypatch.setattr(parallel, "LEAST", 16)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_in_parts_a_step_comes_to_the_state_of_one_device(small_leaves, count):
+    def after_two(devices):
+        step, state = devices.compile(Wide()), jax.device_put(Wide().init(), devices.placed(Wide().init()))
+        for i in range(2):
+            state, metrics = step(state, devices.shard(BATCH), jax.random.key(i), None)
+        return state, metrics
+
+    (alone, metrics), (several, their_metrics) = after_two(Devices(count=1)), after_two(Devices(count=count, fsdp=True))
+    for mine, theirs in zip(jax.tree.leaves(alone), jax.tree.leaves(several), strict=True):
+        np.testing.assert_allclose(np.asarray(theirs), np.asarray(mine), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(their_metrics["loss"], metrics["loss"], rtol=1e-5)
+    local = lambda x: {shard.data.shape for shard in x.addressable_shards}
+    adam = several.opt["net"][0]
+    for part in (several.params["net"]["w"], adam.mu["w"], adam.nu["w"], several.extra["average"]["w"]):
+        assert local(part) == {(3, 8 // count)}
+    for whole in (several.params["net"]["b"], adam.mu["b"], several.extra["odd"], several.extra["batches"]):
+        assert local(whole) == {whole.shape}
+
+
+def test_what_is_large_is_split_and_what_does_not_divide_is_not(small_leaves):
+    sizes = {"net": {"even": (2, 8), "odd": (8, 3), "small": (3, 4), "line": (32,), "none": ()}}
+    networks = jax.tree.map(lambda x: jnp.zeros(x), sizes, is_leaf=lambda x: isinstance(x, tuple))
+    placed = Devices(count=4, fsdp=True).placed(networks)["net"]
+    split = {name for name, place in placed.items() if not place.is_fully_replicated}
+    assert split == {"even", "line"}
+    assert all(place.is_fully_replicated for place in Devices(count=4).placed(networks)["net"].values())
+    assert shapes(Wide()).params["net"]["w"].shape == (3, 8)
+
+
+def test_parts_and_pmap_together_are_refused():
+    with pytest.raises(InputError, match="fsdp is on and parallel is pmap.*take --parallel jit"):
+        Devices("pmap", 4, fsdp=True)
+    assert str(Devices("jit", 4, fsdp=True)) == "4 cpu (jit, fsdp)"
+
+
+def test_memory_that_does_not_do_is_told_with_what_takes_it_and_what_to_reduce():
+    model, devices = zoo.load("wavegan:tiny"), Devices("jit", 4)
+    like = shapes(model)
+    told = devices.out_of_memory(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), model, like)
+    kib = sum(leaf.nbytes for leaf in jax.tree.leaves(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like))) / 1024
+    assert f"the state takes {kib / 1024:.0f} MiB" in str(told)
+    assert f"--model.batch-size {model.batch_size // 2}" in str(told)
+    assert "--model.dtype bfloat16" in str(told)
+    assert "--fsdp" in str(told)
+    assert "--fsdp" not in str(Devices("jit", 1).out_of_memory(RuntimeError("RESOURCE_EXHAUSTED"), model, like))
+    assert devices.out_of_memory(RuntimeError("INTERNAL"), model, like) is None
