@@ -189,13 +189,13 @@ class TokenGRU(Autoregressive, Composes):
     def cost(self, ready: "Ready", outputs: Outputs, codes: Codes, masks: "Masks | None" = None) -> Array:
         """Bits [batch, time, codebooks] of the codes that the outputs foretell; not a number where a code is none."""
         time, batch = outputs.shape[:2]
-        rows = jnp.swapaxes(codes, 0, 1).reshape(time * batch, -1)
-        mask = None if masks is None else jnp.tile(masks.depth, (time, 1))
-        logits = ready.taught(outputs.reshape(time * batch, -1), rows, mask)
+        rows = codes.reshape(batch * time, -1)  # the batch first: a row stays on the device that has its example
+        mask = None if masks is None else jnp.repeat(masks.depth, time, 0)
+        logits = ready.taught(jnp.swapaxes(outputs, 0, 1).reshape(batch * time, -1), rows, mask)
         known = rows.T
         bits = -log_likelihood(logits.astype(jnp.float32), known) / math.log(2)
         bits = bits * jnp.where((known >= 0) & (known < self.codebook_size), 1, jnp.nan)
-        return bits.reshape(-1, time, batch).transpose(2, 1, 0)
+        return bits.reshape(-1, batch, time).transpose(1, 2, 0)
 
     def read(self, codes: Codes, x: Array, ready: "Ready", make):
         """The states behind the codes and what `make` makes of the outputs before each frame and of its codes, a
