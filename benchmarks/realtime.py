@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.rows import named, publish
-from benchmarks.step import peak_memory
-from benchmarks.timing import OtherLoad, alternate, quartiles
+from benchmarks.step import peak_memory, product_size
+from benchmarks.timing import OtherLoad, alternate, matmul, quartiles
 from jaxaudio import zoo
 from jaxaudio.core import Encodes, Frames, InputError, Model, Params, Streams, Vocodes, Wave
 from jaxaudio.runtime.command import guarded, keep_freed_memory
@@ -83,8 +83,9 @@ def fresh(model: Model) -> Params:
 
 
 def offline(options: Options, params: Params, hops: int) -> list[dict[str, object]]:
-    """A row for each batch: quartiles of the seconds of sound per second, in, out and both."""
-    model, key, rows = options.model, jax.random.key(1), []
+    """A row for each batch: quartiles of the seconds of sound per second, in, out and both, and the rate of a matrix
+    product meanwhile."""
+    model, key, rows, size = options.model, jax.random.key(1), [], product_size()
     (first, into), (second, out) = halves(model)
     programs = {
         first: jax.jit(into),
@@ -99,10 +100,12 @@ def offline(options: Options, params: Params, hops: int) -> list[dict[str, objec
             name: lambda name=name, given=given: jax.block_until_ready(programs[name](params, *given[name]))
             for name in programs
         }
-        times = alternate(calls, options.windows, 0.5)
+        times = alternate({**calls, "matmul": matmul("float32", size)}, options.windows, 0.5)
         length = batch * wave.shape[1] / model.sample_rate
         factors = {name: [length / value for value in reversed(quartiles(times[name]))] for name in programs}
-        rows.append({"batch": batch, "seconds": wave.shape[1] / model.sample_rate, "factors": factors})
+        rate = 2 * size**3 / quartiles(times["matmul"])[1] / 1e9
+        seconds = wave.shape[1] / model.sample_rate
+        rows.append({"batch": batch, "seconds": seconds, "factors": factors, "matmul_gflops": rate})
     return rows
 
 

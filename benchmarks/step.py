@@ -11,11 +11,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before PyTorch is loaded:
 
 import dataclasses
 import importlib
+import importlib.util
 import math
 import resource
 import sys
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ from jaxaudio.nn import conv
 from jaxaudio.runtime.command import guarded, keep_freed_memory
 from jaxaudio.runtime.parallel import Devices, Step
 
-MATMUL = 2048
+MATMUL, LARGE_MATMUL = 2048, 8192  # rows of a matrix product that takes all of a CPU, and of an accelerator
 CLASSES = 10  # of a model that needs labels, as the built-in recordings have
 
 
@@ -40,9 +41,10 @@ class Options:
 
     model: Model  # the hyper-parameters, as train.py takes them
     parallel: Literal["jit", "pmap"] = "jit"  # how the step is spread over the devices
-    against: Literal["none", "torch"] = "none"  # the same model in another framework, in the same run
+    against: Literal["none", "torch", "eager"] = "none"  # the same model in PyTorch, in the same run; eager: that alone
     windows: int = 9  # of each contestant
     seconds: float = 2.0  # length of a window
+    input_seconds: float = 5.0  # of training, to see how long it waits for input; 0: not measured
     json: Path | None = None  # a line is added per model and stage
 
 
@@ -61,7 +63,7 @@ def measure(options: Options, stage: Hashable) -> dict[str, object]:
     began = time.perf_counter()
     state, _ = jax.block_until_ready(program(state, batch, key, stage))
     compile_s = time.perf_counter() - began
-    state, waited = input_wait(model, stage, devices, program, state)
+    state, waited = input_wait(model, stage, devices, program, state, options.input_seconds)
     memory = peak_memory(devices)
 
     def step() -> None:
@@ -69,26 +71,25 @@ def measure(options: Options, stage: Hashable) -> dict[str, object]:
         state, metrics = program(state, batch, key, stage)
         jax.block_until_ready(metrics)
 
-    contestants = {"jax": step, "matmul": matmul(model.dtype, MATMUL)}
-    failures = {}
-    if options.against == "torch":
-        for name, compiled in (("torch", False), ("torch.compile", True)):
+    size = product_size()
+    contestants, failures = {"jax": step, "matmul": matmul(model.dtype, size)}, {}
+    exists = importlib.util.find_spec(f"benchmarks.peers.{zoo.name_of(model)}") is not None
+    if options.against != "none" and exists:
+        for name in ("torch", "torch.compile")[: 1 if options.against == "eager" else 2]:
             try:
-                trainer = importlib.import_module(f"benchmarks.peers.{zoo.name_of(model)}").trainer
-                peer = trainer(model, compiled, *([stage] if len(model.variants) > 1 else []))
-                peer()
-                contestants[name] = peer
+                contestants[name] = beside(model, stage, name == "torch.compile")
             except Exception as problem:
                 failures[name] = " ".join(str(problem).split())[:120]
     with OtherLoad() as other:
         times = alternate(contestants, options.windows, options.seconds)
 
     low, middle, high = quartiles(times["jax"])
-    rate = 2 * MATMUL**3 / quartiles(times["matmul"])[1]
+    rate = 2 * size**3 / quartiles(times["matmul"])[1]
     flops = operations(model, stage)
     row = {
         "model": zoo.name_of(model),
         "stage": stage,
+        "dtype": model.dtype,
         "parameters": parameters,
         "parallel": str(devices),
         "compile_s": compile_s,
@@ -100,11 +101,38 @@ def measure(options: Options, stage: Hashable) -> dict[str, object]:
         "peak_memory_mib": memory / 2**20,
         "input_wait": waited,
         "other_load_cores": other.cores,
+        **({"peer": exists} if options.against != "none" else {}),
         **{f"{name}_steps_per_second": 1 / quartiles(times[name])[1] for name in times if name.startswith("torch")},
         **{f"{name}_ratio": float(np.median(times[name] / times["jax"])) for name in times if name.startswith("torch")},
         **{f"{name}_failed": reason for name, reason in failures.items()},
     }
     return row
+
+
+def product_size() -> int:
+    """Rows of the matrix product whose rate is the machine's limit: on an accelerator a small one would measure what a
+    call costs."""
+    return MATMUL if jax.default_backend() == "cpu" else LARGE_MATMUL
+
+
+def beside(model: Model, stage: Hashable, compiled: bool) -> Callable[[], object]:
+    """A step of this stage in PyTorch, called once, on the same kind of device. Raises what keeps it from running."""
+    import torch
+
+    if jax.default_backend() != "cpu":
+        if not torch.cuda.is_available():
+            raise ValueError(f"PyTorch finds no {jax.default_backend()} here")
+        torch.set_default_device("cuda")
+    trainer = importlib.import_module(f"benchmarks.peers.{zoo.name_of(model)}").trainer
+    peer = trainer(model, compiled, *([stage] if len(model.variants) > 1 else []))
+
+    def step() -> None:
+        peer()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    step()
+    return step
 
 
 def noise(model: Model) -> Batch:
@@ -154,17 +182,17 @@ def peak_memory(devices: Devices) -> float:
 
 
 def input_wait(
-    model: Model, stage: Hashable, devices: Devices, program: Step, state: State, seconds: float = 5.0
+    model: Model, stage: Hashable, devices: Devices, program: Step, state: State, seconds: float
 ) -> tuple[State, float]:
-    """The state, and the share of the time in which the devices wait for batches of the built-in recordings; nan where
-    the packages that read audio are missing, and of a model that learns codes, which are no recordings."""
+    """The state, and the share of so many seconds in which the devices wait for batches of the built-in recordings; nan
+    where the packages that read audio are missing, and of a model that learns codes, which are no recordings."""
     try:
         from jaxaudio.data import synth
         from jaxaudio.data.clips import Clips, Noise, fetcher
         from jaxaudio.data.pack import open_pack
     except ImportError:
         return state, float("nan")
-    if model.needs_codes:
+    if model.needs_codes or seconds <= 0:
         return state, float("nan")
     given = model.sample_rate, model.channels, model.segment
     noise = Noise(open_pack(synth.Textures(*given)), model, 0) if model.needs_noise else None
@@ -187,7 +215,8 @@ def table(row: dict) -> str:
     low, middle, high = row["steps_per_second"]
     name = row["model"] + (f" ({row['stage']})" if row["stage"] else "")
     lines = [
-        f"{name}: {', '.join(f'{k} {v / 1e6:.2f}M' for k, v in row['parameters'].items())}, {row['parallel']}",
+        f"{name}: {', '.join(f'{k} {v / 1e6:.2f}M' for k, v in row['parameters'].items())}, {row['parallel']}, "
+        f"{row['dtype']}",
         f"  compile           {row['compile_s']:.1f} s",
         f"  steps/s           {middle:.3f}  (quartiles {low:.3f} to {high:.3f})",
         f"  audio             {row['audio_per_second']:.1f} s per second",
@@ -202,6 +231,8 @@ def table(row: dict) -> str:
             lines.append(f"  {name:17} {rate:.3f} steps/s: jaxaudio is {ratio:.2f} times as fast")
         elif f"{name}_failed" in row:
             lines.append(f"  {name:17} does not run: {row[f'{name}_failed']}")
+    if row.get("peer") is False:
+        lines.append("  torch             is not there for this model")
     return "\n".join([*lines, f"  other load        {row['other_load_cores']:.2f} cores"])
 
 

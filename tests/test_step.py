@@ -10,9 +10,21 @@ from tests.commands import run
 
 
 def test_there_is_a_row_for_every_stage(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(step, "input_wait", lambda model, stage, devices, program, state: (state, 0.0))  # takes seconds
+    monkeypatch.setattr(step, "input_wait", lambda *given: (given[4], 0.0))  # takes seconds
     monkeypatch.setattr(step, "MATMUL", 64)
-    words = ("--json", tmp_path / "rows.jsonl", "--windows", 1, "--seconds", 0.01, "--model.scales", 64)
+    monkeypatch.setattr(step, "beside", lambda *given: {}["y"])  # fails
+    words = (
+        "--against",
+        "eager",
+        "--json",
+        tmp_path / "rows.jsonl",
+        "--windows",
+        1,
+        "--seconds",
+        0.01,
+        "--model.scales",
+        64,
+    )
     code, out, _ = run(step.main, "rave:tiny", *words, "--model.critic-layers", 1, capsys=capsys)
     assert code == 0
     assert "rave (critic): autoencoder " in out
@@ -20,6 +32,9 @@ def test_there_is_a_row_for_every_stage(tmp_path, capsys, monkeypatch):
     assert [row["stage"] for row in rows] == ["autoencoder", "critic", "decoder"]
     operations = [row["operations_per_step"] for row in rows]
     assert len(set(operations)) == 3, "a program each"
+    assert all(row["peer"] and row["torch_failed"] == "'y'" and row["dtype"] == "float32" for row in rows)
+    assert "torch             does not run: 'y'" in out
+    assert "torch.compile" not in out
 
 
 def test_a_row_says_what_it_is_of_and_no_model_is_refused(tmp_path, capsys, monkeypatch):
