@@ -62,6 +62,9 @@ class SEGAN(Restores):
     presets: ClassVar = MappingProxyType(
         {
             "paper": {},
+            "small": {  # this project's own, for two CPU cores
+                **{"widths": (8, 8, 16, 16, 32, 32, 64, 64, 128, 128, 256), "batch_size": 16, "reference": 16},
+            },
             "tiny": {
                 **{"segment": 256, "batch_size": 8, "widths": (4, 8, 8), "reference": 3, "learning_rate": 2e-3},
             },
