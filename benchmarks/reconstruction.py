@@ -192,9 +192,18 @@ def griffin_lims(waves: np.ndarray, sample_rate: int, hop: int, bands: int) -> n
 
 
 def feature_rows(run: Trained, real: np.ndarray, made: Mapping[str, np.ndarray], how: Mapping[str, int]) -> list[Row]:
-    """How far the features of sounds are from those of the recordings, as the model sees them."""
-    whole = lambda waves: jnp.pad(jnp.asarray(waves), ((0, 0), (0, -waves.shape[1] % run.model.hop), (0, 0)))
-    distance = jax.jit(lambda a, b: jnp.mean(jnp.abs(run.model.features(a) - run.model.features(b)), (1, 2)))
+    """How far the features of sounds are from those of the recordings, as the model sees them; what follows the end of
+    a shorter recording does not count."""
+    hop, features = run.model.hop, run.model.features
+    whole = lambda waves: jnp.pad(jnp.asarray(waves), ((0, 0), (0, -waves.shape[1] % hop), (0, 0)))
+
+    @jax.jit
+    def distance(a, b):
+        sounding = jnp.any(a.reshape(a.shape[0], -1, hop * a.shape[2]) != 0, 2)
+        heard = jnp.flip(jnp.cumsum(jnp.flip(sounding, 1), 1), 1) > 0  # there is something from here on
+        difference = jnp.mean(jnp.abs(features(a) - features(b)), 2)
+        return jnp.sum(difference * heard, 1) / jnp.sum(heard, 1)
+
     note = "mean |difference| to the recording's, in the units that the model sees"
     values = {name: np.asarray(distance(whole(real), whole(wave)), np.float64) for name, wave in made.items()}
     return [averaged(name, each, how, "", "lower" if name == "features" else "", note) for name, each in values.items()]

@@ -191,3 +191,16 @@ def test_a_trained_vocoder_gets_its_card_and_no_other(vocoder, folder, capsys):
     assert (vocoder / "scores" / "vocoded.png").read_bytes().startswith(b"\x89PNG")
     assert "as features and back" in (vocoder / "report.html").read_text()
     assert "random other" in out
+
+
+def test_what_follows_the_end_of_a_shorter_recording_does_not_count_as_features():
+    trained, rng = still(), np.random.default_rng(1)
+    real = (0.1 * rng.standard_normal((2, 640, 1))).astype(np.float32)
+    made = 0.5 * real
+    real[1, 320:] = 0
+    real[1, 128:192] = 0  # silence between sounds counts
+    (short,) = R.feature_rows(trained, real, {"features": made}, HOW)
+    features = trained.model.features
+    apart = np.abs(np.asarray(features(jnp.asarray(real)) - features(jnp.asarray(made)))).mean(2)
+    assert short.value == pytest.approx((apart[0].mean() + apart[1, :5].mean()) / 2, rel=1e-5)
+    assert apart[1, 5:].mean() > 0
