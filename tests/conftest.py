@@ -1,9 +1,12 @@
 """Four CPU devices, warnings as errors, and what several test files share."""
 
 import csv
+import fcntl
 import gc
 import os
-from collections.abc import Iterator
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 
 import train
+from jaxaudio import zoo
 from jaxaudio.data import audio
 from tests.commands import run
 from tests.three import CLASSES, RATE, sound
@@ -34,13 +38,19 @@ def recordings() -> Path:
     return RECORDINGS
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Path:
+    """A folder that all processes of this session share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(autouse=True, scope="session")
-def cache(tmp_path_factory) -> Iterator[Path]:
+def cache(shared) -> Iterator[Path]:
     """What the tests pack and compile goes to a folder of the session, never to the user's cache."""
-    folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAXAUDIO_CACHE", str(folder))
-        yield folder
+        patch.setenv("JAXAUDIO_CACHE", str(shared / "cache"))
+        yield shared / "cache"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -53,28 +63,55 @@ def few_programs() -> Iterator[None]:
         jax.clear_caches()
 
 
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """The folder that make(folder) makes in one process of the session, while the others wait for it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{folder}.lock", "a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.seek(0)
+        if not lock.read():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            lock.write("made")
+    return folder
+
+
 @pytest.fixture(scope="session")
-def recordings_of_three(tmp_path_factory):
+def recordings_of_three(shared):
     """Three kinds of sound by four speakers, two of whom are held out."""
-    folder, rng, rows = tmp_path_factory.mktemp("three"), np.random.default_rng(0), []
+    return made_once(shared / "data" / "three", write_three)
+
+
+def write_three(folder: Path) -> None:
+    rng, rows = np.random.default_rng(0), []
     for i in range(96):
         kind, speaker = CLASSES[i % 3], f"s{i // 3 % 4}"
         audio.write(folder / f"{i}.wav", sound(kind, rng)[:, None], RATE)
         rows.append((f"{i}.wav", kind, speaker, "valid" if speaker in ("s2", "s3") else "train"))
     with open(folder / "metadata.csv", "w", newline="") as file:
         csv.writer(file).writerows([("path", "label", "speaker", "split"), *rows])
-    return folder
+
+
+@pytest.fixture(scope="module")
+def in_the_zoo() -> Iterator[None]:
+    """Two models with one number to learn, among the others."""
+    names = {**zoo.names(), "tuned": "tests.tuned", "mended": "tests.mended"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zoo, "names", lambda: names)
+        yield
 
 
 @pytest.fixture(scope="session")
-def learn(recordings_of_three, tmp_path_factory):
-    """Trains a model on them for so many steps: the run's folder."""
+def learn(recordings_of_three, shared, tmp_path_factory):
+    """Trains a model on them for so many steps: the run's folder, which is this process's own."""
 
     def made(name, model, steps, *fields):
-        folder = tmp_path_factory.mktemp("runs") / name
-        words = (model, "--data", recordings_of_three, "--out", folder, "--steps", steps, "--eval-every", steps)
-        assert run(train.main, *words, *fields)[0] == 0
-        return folder
+        def trained(folder):
+            words = (model, "--data", recordings_of_three, "--out", folder, "--steps", steps, "--eval-every", steps)
+            assert run(train.main, *words, *fields)[0] == 0
+
+        key = f"{zlib.crc32(repr((model, steps, fields)).encode()):08x}"
+        return shutil.copytree(made_once(shared / "runs" / key / name, trained), tmp_path_factory.mktemp("runs") / name)
 
     return made
 

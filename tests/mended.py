@@ -6,14 +6,13 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from jaxaudio.core import Restores, State, descend
-from jaxaudio.runtime.folder import Trained
+from jaxaudio.core import Restores
+from tests.single import Single, run_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mended(Restores):
+class Mended(Single, Restores):
     """A sample is what was heard times the number, a share of those around it, and a hiss by its hop; a gap is a
     straight line between what it lies between."""
 
@@ -27,21 +26,14 @@ class Mended(Restores):
     hiss: float = 0.0
 
     presets: ClassVar = {"paper": {}, "tiny": {}, "deaf": {"longest": 0}}
-    criterion = "error"
     needs_noise = True
 
     def init(self, key, measured):
-        params = {"own": {"loud": jnp.float32(0.1)}}
-        opt = {"own": self.tx.init(params["own"])}
-        return State(jnp.int32(0), params, opt, {"heard": measured.get("noise", jnp.float32(0))})
+        return super().init(key, measured)._replace(extra={"heard": measured.get("noise", jnp.float32(0))})
 
     def measure(self, batches):
         levels = [np.mean(np.square(batch.noise)) for batch in batches]
         return {"noise": jnp.float32(np.mean(levels) if levels else 0)}
-
-    @property
-    def tx(self):
-        return optax.adam(1e-2)
 
     def damaged(self, batch, key, shard):
         rows, length, _ = batch.wave.shape
@@ -59,19 +51,6 @@ class Mended(Restores):
         heard, gap = self.damaged(batch, key, shard)
         made = self.restore(params, heard, gap if self.longest else None, key)
         return jnp.mean(jnp.square(made - batch.wave), (1, 2))
-
-    def train_step(self, state, batch, key, shard, stage):
-        loss = lambda params: (jnp.mean(self.error(params, batch, key, shard)), {})
-        own, opt, metrics = descend(self.tx, loss, state.params["own"], state.opt["own"], shard)
-        return State(state.step + 1, {"own": own}, {"own": opt}, state.extra), metrics
-
-    def evaluate(self, state, batch, key):
-        from jaxaudio.core import Shard
-
-        return {"error": self.error(state.params["own"], batch, key, Shard())}
-
-    def weights(self, state):
-        return state.params["own"]
 
     def restore(self, params, wave, gap, key, first=0):
         assert wave.shape[1] % self.hop == 0
@@ -93,4 +72,4 @@ def bridged(made, wave, gap):
 
 def mended(folder, loud=0.5, **fields):
     """As a trained run."""
-    return Trained(folder, Mended(**fields), {"loud": np.float32(loud)}, 2, ())
+    return run_of(folder, Mended(**fields), loud)

@@ -11,7 +11,6 @@ import soundfile
 import sample
 import train
 from benchmarks.recordings import data_of, noise_of
-from jaxaudio import zoo
 from jaxaudio.core import InputError
 from jaxaudio.data import audio
 from jaxaudio.runtime.checkpoint import Checkpoints, abstract
@@ -19,17 +18,9 @@ from jaxaudio.runtime.folder import trained
 from jaxaudio.runtime.parallel import Devices
 from tests.commands import run
 
+pytestmark = pytest.mark.usefixtures("in_the_zoo")
 RATE = 8000
 FEW = ("--samples", 2, "--eval-clips", 16)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def in_the_zoo():
-    """The model of these tests among the others."""
-    names = {**zoo.names(), "mended": "tests.mended"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zoo, "names", lambda: names)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,22 +9,13 @@ import pytest
 import sample
 import train
 from benchmarks.recordings import data_of
-from jaxaudio import zoo
 from jaxaudio.data import audio
 from jaxaudio.runtime.folder import trained
 from tests.commands import run
 from tests.data.test_notes import off, on, song
 
+pytestmark = pytest.mark.usefixtures("in_the_zoo")
 FEW = ("--steps", 1, "--samples", 2, "--eval-clips", 8, "--model.segment", 512)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def in_the_zoo():
-    """The model of these tests among the others."""
-    names = {**zoo.names(), "tuned": "tests.tuned"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zoo, "names", lambda: names)
-        yield
 
 
 @pytest.fixture
