@@ -1,6 +1,6 @@
 """Quantisers against `transformers`, against loops that say what they are, and against closed forms."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +27,21 @@ def latent(seed=1, batch=5, frames=7, width=WIDTH):
     return 2 * jax.random.normal(key(seed), (batch, frames, width))
 
 
+@cache
 def made(kind):
     """A quantiser and its variables, none of them at the value it starts from."""
     module = KINDS[kind]
-    variables = module.init(key(0), latent(), None, ONE)
-    keys = iter(jax.random.split(key(2), 99))
-    return module, jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape), variables)
+
+    @jax.jit
+    def moved():
+        keys = iter(jax.random.split(key(2), 99))
+        variables = module.init(key(0), latent(), None, ONE)
+        return jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape), variables)
+
+    return module, moved()
+
+
+follow = jax.jit(Q.follow, static_argnums=(2, 3), static_argnames="least")
 
 
 def close(a, b, tolerance=1e-5):
@@ -64,9 +73,10 @@ def test_leading_codes_give_exactly_the_latent_of_so_many_codebooks(kind):
 def test_codes_that_do_not_count_leave_the_latent_and_the_losses_of_their_example_alone(kind):
     module, variables = made(kind)
     kept = jnp.array([1, 3, 2, 3, 1])
-    found = module.apply(variables, latent(), kept, ONE)
+    call = jax.jit(lambda z, kept: module.apply(variables, z, kept, ONE))
+    found = call(latent(), kept)
     for i, books in enumerate(kept):
-        alone = module.apply(variables, latent()[i : i + 1], books[None], ONE)
+        alone = call(latent()[i : i + 1], books[None])
         jax.tree.map(lambda x, y, i=i: close(x[i], y[0]), found, alone)
 
 
@@ -126,7 +136,7 @@ def factorised_by_hand(params, z, kept):
 def test_factorised_is_the_loop_over_codebooks_and_dropout_masks_but_the_sum_and_the_losses():
     module, variables = made("factorised")
     kept = np.array([2, 1, 3, 3, 2])
-    found = module.apply(variables, latent(), jnp.asarray(kept), ONE)
+    found = jax.jit(module.apply, static_argnums=3)(variables, latent(), jnp.asarray(kept), ONE)
     latents, codes, losses = factorised_by_hand(variables["params"], np.asarray(latent()), kept)
     np.testing.assert_array_equal(found.codes, codes)
     close(found.latent, latents)
@@ -164,7 +174,7 @@ def test_factorised_and_its_gradients_are_those_of_transformers(kept, monkeypatc
         found = module.apply({"params": params}, z, jnp.array([kept]), ONE)
         return jnp.sum(jnp.sin(found.latent)) + jnp.sum(0.25 * found.commitment + found.codebook), found
 
-    (grads, slope), found = jax.grad(loss, (0, 1), has_aux=True)(params, z)
+    (grads, slope), found = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, z)
     np.testing.assert_array_equal(found.codes, codes.numpy().transpose(0, 2, 1))
     close(found.latent, their_latent.detach().numpy().transpose(0, 2, 1))
     close(found.commitment, commitment.detach().numpy())
@@ -183,7 +193,7 @@ def test_factorised_and_its_gradients_are_those_of_transformers(kept, monkeypatc
 
 def test_a_gradient_passes_straight_through_the_lookup():
     module = Q.Factorised(1, SIZE, DIM)
-    params = module.init(key(0), latent(), None, ONE)["params"]
+    params = jax.jit(lambda: module.init(key(0), latent(), None, ONE)["params"])()
 
     def looked_up(params, z):
         return jnp.sum(jnp.cos(latent(3)) * module.apply({"params": params}, z, None, ONE).latent)
@@ -191,8 +201,8 @@ def test_a_gradient_passes_straight_through_the_lookup():
     book = params["codebook_0"]
     project = lambda x, p: x @ (p["kernel"] * (p["scale"] / jnp.linalg.norm(p["kernel"], axis=0))[None])
     without = lambda z: jnp.sum(jnp.cos(latent(3)) * project(project(z, book["into"]), book["out"]))
-    rows, slope = jax.grad(looked_up, (0, 1))(params, latent())
-    close(slope, jax.grad(without)(latent()))
+    rows, slope = jax.jit(jax.grad(looked_up, (0, 1)))(params, latent())
+    close(slope, jax.jit(jax.grad(without))(latent()))
     assert np.all(np.asarray(rows["codebook_0"]["rows"]) == 0)
 
 
@@ -200,7 +210,7 @@ def test_each_loss_pulls_at_its_own_side():
     module, variables = made("factorised")
     total = lambda which: lambda params, z: jnp.sum(getattr(module.apply({"params": params}, z, None, ONE), which))
     for which, pulled in (("commitment", "into"), ("codebook", "rows")):
-        last = jax.grad(total(which))(variables["params"], latent())["codebook_2"]
+        last = jax.jit(jax.grad(total(which)))(variables["params"], latent())["codebook_2"]
         moved = {name for name in ("into", "rows") if any(np.any(x != 0) for x in jax.tree.leaves(last[name]))}
         assert moved == {pulled}
 
@@ -209,18 +219,22 @@ def test_weight_norm_folds_away():
     module, variables = made("factorised")
     light = folded(module, variables, latent(), None, ONE)
     assert "scale" not in str(jax.tree.structure(light))
-    close(
-        module.apply({"params": light}, latent(), None, ONE).latent, module.apply(variables, latent(), None, ONE).latent
-    )
-    codes = module.apply(variables, latent(), None, ONE).codes
+    call = jax.jit(lambda variables: module.apply(variables, latent(), None, ONE))
+    close(call({"params": light}).latent, call(variables).latent)
+    codes = call(variables).codes
     assert module.apply({"params": light}, codes, method="restored").shape == (5, 7, WIDTH)
 
 
 # Codebooks of moving averages
 
 
+@cache
+def averager(books, size):
+    return jax.jit(Q.Averaged(books, size).apply, static_argnums=3)
+
+
 def averaged(tables):
-    return partial(Q.Averaged(*tables["count"].shape).apply, {"codebooks": tables})
+    return partial(averager(*tables["count"].shape), {"codebooks": tables})
 
 
 def tables_of(seed=4, books=2, size=8, width=WIDTH):
@@ -267,7 +281,7 @@ def test_averaged_passes_gradients_to_the_latent_alone():
 
 def test_an_update_is_the_moving_average_of_each_codebooks_own_input():
     tables, z, decay = tables_of(), latent(), 0.9
-    new = Q.follow(tables, z, decay, ONE, key(5), least=0.0)
+    new = follow(tables, z, decay, ONE, key(5), least=0.0)
     left = np.asarray(z, np.float64).reshape(-1, WIDTH)
     for i in range(2):
         embedding, average, count = (np.asarray(tables[n][i], np.float64) for n in ("embedding", "average", "count"))
@@ -301,7 +315,7 @@ def test_a_dead_code_becomes_a_row_of_the_batch_and_gets_a_fair_start():
     away = tables["embedding"].at[:, 2:4].set(1e3)
     tables = {**tables, "embedding": away, "count": tables["count"].at[:, 2:4].set(0.1)}
     z = latent()
-    new = Q.follow(tables, z, 0.99, ONE, key(5))
+    new = follow(tables, z, 0.99, ONE, key(5))
     left = np.asarray(z).reshape(-1, WIDTH)
     for i in range(2):
         fresh = np.asarray(new["embedding"][i])
@@ -311,13 +325,13 @@ def test_a_dead_code_becomes_a_row_of_the_batch_and_gets_a_fair_start():
             close(new["average"][i, code], fresh[code] * 35 / 6)
         assert np.any(fresh[2] != fresh[3])
         alive = [0, 1, 4, 5]
-        close(new["count"][i, alive], Q.follow(tables, z, 0.99, ONE, key(5), least=0.0)["count"][i, jnp.array(alive)])
+        close(new["count"][i, alive], follow(tables, z, 0.99, ONE, key(5), least=0.0)["count"][i, jnp.array(alive)])
         codes = averaged(tables)(z, None, ONE).codes
         left = left - np.asarray(tables["embedding"][i])[np.asarray(codes[..., i]).reshape(-1)]
     before, after = (jnp.mean((averaged(t)(z, None, ONE).latent - z) ** 2) for t in (tables, new))
     assert after < before
-    again = Q.follow(new, z, 0.99, ONE, key(6))
-    close(again["embedding"], Q.follow(new, z, 0.99, ONE, key(6), least=0.0)["embedding"])
+    again = follow(new, z, 0.99, ONE, key(6))
+    close(again["embedding"], follow(new, z, 0.99, ONE, key(6), least=0.0)["embedding"])
 
 
 def test_a_start_by_k_means_finds_clusters_and_beats_rows_of_the_batch():
@@ -363,13 +377,13 @@ def test_tables_start_and_follow_alike_on_any_number_of_devices(devices):
 @pytest.mark.parametrize("size", [16, 64])  # fewer and more than the rows
 def test_a_fresh_table_becomes_rows_of_the_first_batch_and_keeps_them_in_the_second(size):
     z = latent()
-    tables = Q.Averaged(2, size).init(key(0), z, None, ONE)["codebooks"]
-    first = Q.follow(tables, z, 0.99, ONE, key(5))
+    tables = jax.jit(lambda: Q.Averaged(2, size).init(key(0), z, None, ONE)["codebooks"])()
+    first = follow(tables, z, 0.99, ONE, key(5))
     rows = {tuple(row) for row in np.asarray(z).reshape(-1, WIDTH)}
     assert {tuple(row) for row in np.asarray(first["embedding"][0])} <= rows
     assert size > len(rows) or len(np.unique(first["embedding"][0], axis=0)) == size
-    second = Q.follow(first, latent(6), 0.99, ONE, key(7))
-    jax.tree.map(close, second, Q.follow(first, latent(6), 0.99, ONE, key(7), least=0.0))
+    second = follow(first, latent(6), 0.99, ONE, key(7))
+    jax.tree.map(close, second, follow(first, latent(6), 0.99, ONE, key(7), least=0.0))
 
 
 # Finite scalar quantisation
