@@ -14,9 +14,9 @@ import tyro
 
 from jaxaudio import tasks
 from jaxaudio.core import InputError
-from jaxaudio.data.pack import cache_folder
 from jaxaudio.runtime import command
 from jaxaudio.runtime.folder import trained
+from jaxaudio.runtime.store import cache_folder, shown
 from jaxaudio.zoo import choose
 
 
@@ -24,7 +24,7 @@ from jaxaudio.zoo import choose
 class Common:
     """Of every verb."""
 
-    run: Annotated[Path, tyro.conf.Positional]  # the folder that train.py wrote
+    run: Annotated[Path, tyro.conf.Positional]  # the folder that train.py wrote, or its --store
     out: Path = Path("sounds")  # where files go; stream writes to standard output
     seed: int = 0  # the same seed gives the same files
     checkpoint: str = "latest"  # latest, best, or a step's number
@@ -50,9 +50,9 @@ def main(arguments: list[str]) -> None:
     run = trained(common.run, common.checkpoint)
     if not isinstance(run.model, verb.NEEDS):
         able = [name for name, path in verbs.items() if isinstance(run.model, importlib.import_module(path).NEEDS)]
-        raise InputError(f"{common.run} can't {arguments[0]}: it can {', '.join(able)}")
+        raise InputError(f"{shown(common.run)} can't {arguments[0]}: it can {', '.join(able)}")
     where = verb.perform(run, options, common.seed, common.out)
-    words = f"{arguments[0]}: step {run.step} of {common.run}" + (f" -> {where}" if where else "")
+    words = f"{arguments[0]}: step {run.step} of {shown(common.run)}" + (f" -> {where}" if where else "")
     print(words, file=getattr(sys, getattr(verb, "SPEAKS_ON", "stdout")))
 
 

@@ -18,6 +18,7 @@ from jaxaudio.data.audio import shown
 from jaxaudio.data.clips import Clips
 from jaxaudio.data.pack import Pack, open_pack, recordings
 from jaxaudio.runtime.folder import Trained
+from jaxaudio.runtime.store import located
 
 BATCH = 50  # sounds made at once
 SECONDS = 3.0  # of a stretch at most, unless its unit is longer
@@ -37,7 +38,7 @@ def pack_of(run: Trained, folder: Path | None, part: str) -> Pack:
     """The recordings in a folder; None: those that run.json names under `part`, or the synthesiser's. Labels are what
     they were when it was trained."""
     model, folders = run.model, [folder]
-    about = json.loads((run.folder / "run.json").read_text())
+    about = json.loads((located(run.folder) / "run.json").read_text())
     column = about.get(part, {}).get("column", "label")
     if folder is None:
         if part not in about:
@@ -52,7 +53,7 @@ def pack_of(run: Trained, folder: Path | None, part: str) -> Pack:
 
 def trained_on(run: Trained, pack: Pack) -> Pack:
     """The recordings that the run was trained on, `pack` if it is these; InputError where they are not there."""
-    fingerprint = json.loads((run.folder / "run.json").read_text())["data"]["fingerprint"]
+    fingerprint = json.loads((located(run.folder) / "run.json").read_text())["data"]["fingerprint"]
     own = pack if pack.fingerprint == fingerprint else data_of(run, None)
     if own.fingerprint != fingerprint:
         raise InputError("the run's recordings are not those any more that it was trained on")

@@ -14,6 +14,7 @@ import soundfile
 import soxr
 
 from jaxaudio.core import InputError
+from jaxaudio.runtime import store
 
 # What libsndfile reads by its content; headerless data (raw) is not among it: its rate and width would be guesses.
 _READABLE = """wav wave bwf rf64 w64 flac ogg oga opus mp1 mp2 mp3 aif aiff aifc au snd caf voc nist sph sf ircam paf
@@ -56,7 +57,8 @@ class Recording(NamedTuple):
 
 def shown(path: str | Path) -> str:
     """A path for a one-line message: as it is, or escaped where it holds line breaks or invalid characters."""
-    return str(path) if str(path).isprintable() else ascii(str(path))
+    text = store.shown(path)
+    return text if text.isprintable() else ascii(text)
 
 
 def read(path: str | Path, sample_rate: int, channels: int) -> np.ndarray:

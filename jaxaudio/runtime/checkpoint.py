@@ -8,17 +8,22 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from jaxaudio.core import InputError, State
 from jaxaudio.runtime.parallel import Devices, shapes
+from jaxaudio.runtime.store import shown, url_of
 
 policies = ocp.checkpoint_managers
 
 
 class Checkpoints:
-    """The folder of a run's checkpoints: the `keep` latest and the best by `criterion` (smaller is better)."""
+    """The folder of a run's checkpoints: the `keep` latest and the best by `criterion` (smaller is better).
 
-    def __init__(self, folder: Path, keep: int, criterion: str, read_only: bool = False):
+    It may be one of a store, as gs://BUCKET/RUN/checkpoints: several processes that share no disk write to one.
+    """
+
+    def __init__(self, folder: Path | str, keep: int, criterion: str, read_only: bool = False):
         for name in ("absl", "asyncio"):  # what goes wrong is raised, in one line
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -37,9 +42,9 @@ class Checkpoints:
             best_mode="min",
             read_only=read_only,
         )
-        self.folder = folder
+        self.folder = shown(folder)
         try:
-            self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+            self.manager = ocp.CheckpointManager(_place(folder), options=options)
         except ValueError as problem:  # JSON among it
             raise InputError(
                 f"{folder} can't be opened ({_line(problem)}): delete the step that is damaged"
@@ -67,7 +72,7 @@ class Checkpoints:
         except (ValueError, KeyError, FileNotFoundError) as problem:
             others = [n for n in self.manager.all_steps() if n != step]
             raise InputError(
-                f"the checkpoint {self.folder / str(step)} is damaged or of another model ({_line(problem)}): "
+                f"the checkpoint {self.folder}/{step} is damaged or of another model ({_line(problem)}): "
                 f"delete it to go on from {f'step {max(others)}' if others else 'the start'}, or give another --out"
             ) from problem
 
@@ -93,6 +98,23 @@ class Checkpoints:
                 f"saving to {self.folder} failed ({_line(problem)}): make room or give another --out; "
                 f"the checkpoints before are whole, and the same command continues from them"
             ) from problem
+
+
+def _place(folder: Path | str) -> Any:
+    """What orbax takes for a folder."""
+    url = url_of(folder)
+    scheme, _, rest = (url or "").partition("://")
+    if url is None or scheme == "file":
+        return Path(rest or folder).absolute()
+    try:
+        place = epath.Path(url)
+        place.exists()  # what is needed for it is loaded now
+    except (KeyError, ImportError) as problem:
+        raise InputError(
+            f"{shown(url)} can't take checkpoints ({_line(problem)}): pip install 'jaxaudio[gcs]', and name a "
+            "gs:// folder or one that all processes see"
+        ) from problem
+    return place
 
 
 def abstract(model, devices: Devices) -> State:

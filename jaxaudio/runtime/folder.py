@@ -19,6 +19,7 @@ from jaxaudio.core import InputError, Model, Params, State
 from jaxaudio.runtime import hosts
 from jaxaudio.runtime.checkpoint import Checkpoints, abstract
 from jaxaudio.runtime.parallel import Devices
+from jaxaudio.runtime.store import located
 from jaxaudio.runtime.versions import revision, versions
 
 VISIBLE = 30.0  # seconds within which a file of one host is seen by the others
@@ -47,16 +48,13 @@ def claim(folder: Path, model: Model, run: Mapping[str, Any]) -> Any:
     lock.flush()
 
     if (folder / "model.json").exists():
-        here, (there, there_run) = zoo.dump(model), _written(folder, OTHER)
-        there |= identity(there_run)
-        here = json.loads(json.dumps(here)) | identity(run)
-        differing = [k for k in sorted(there | here) if there.get(k) != here.get(k)]
-        if differing:
+        there, there_run = _written(folder, OTHER)
+        if found := differing(there, there_run, zoo.dump(model), run):
             lock.close()
-            each = "; ".join(f"{k} is {there.get(k)} there and {here.get(k)} here" for k in differing)
             remedy = OTHER
-            if differing in (["codec"], ["begin"]) and (was := there_run.get(differing[0])):  # it may have learned on
-                option = f"--{differing[0]}"
+            (name, *others), each = found, "; ".join(found.values())
+            if not others and name in ("codec", "begin") and (was := there_run.get(name)):  # it may have learned on
+                option = f"--{name}"
                 remedy = f"give {option} {was.get('folder')} {option}-checkpoint {was.get('step')}, or another --out"
             raise InputError(f"{folder} holds another run: {each}; {remedy}")
     more = {"command": sys.argv, "versions": versions(), "git": revision(), "start": secrets.token_hex(8)}
@@ -78,10 +76,21 @@ def shared(folder: Path) -> None:
         time.sleep(0.5)
 
 
+def differing(
+    there: Mapping[str, Any], there_run: Mapping[str, Any], here: Mapping[str, Any], here_run: Mapping[str, Any]
+) -> dict[str, str]:
+    """In what two runs, as model.json and run.json tell of them, are not the same one: a field's name and both values
+    in words."""
+    here = json.loads(json.dumps(here)) | identity(here_run)
+    there = {**there, **identity(there_run)}
+    names = [name for name in sorted(there | here) if there.get(name) != here.get(name)]
+    return {name: f"{name} is {there.get(name)} there and {here.get(name)} here" for name in names}
+
+
 class Trained(NamedTuple):
     """A trained run, ready to use."""
 
-    folder: Path
+    folder: Path  # as it was named: in a store too
     model: Model
     params: Params
     step: int
@@ -107,7 +116,7 @@ class Saved(NamedTuple):
 
 
 def trained(folder: Path, which: str = "latest") -> Trained:
-    """The run in this folder at the checkpoint `which`: latest, best, or a step's number."""
+    """The run in this folder, which may be in a store, at the checkpoint `which`: latest, best, or a step's number."""
     model, state, labels, fingerprint = saved(folder, which)
     return Trained(folder, model, jax.jit(model.weights)(state), int(state.step), labels, fingerprint)
 
@@ -115,7 +124,7 @@ def trained(folder: Path, which: str = "latest") -> Trained:
 def saved(folder: Path, which: str = "latest") -> Saved:
     """The same, with all that training wants."""
     model, run = described(folder)
-    kept = Checkpoints(folder / "checkpoints", 1, model.criterion, read_only=True)
+    kept = Checkpoints(located(folder) / "checkpoints", 1, model.criterion, read_only=True)
     steps = {"latest": kept.manager.latest_step(), "best": kept.best()}
     steps |= {str(step): step for step in kept.manager.all_steps()}
     if steps.get(which) is None:
@@ -146,6 +155,7 @@ def networks(other: Saved, like: State, folder: Path) -> dict[str, Any]:
 
 def described(folder: Path) -> tuple[Model, dict[str, Any]]:
     """The model of the run in this folder, and what its run.json tells; no checkpoint is looked at."""
+    folder = located(folder)
     if not (folder / "model.json").is_file():
         raise InputError(f"{folder} is not a run's folder (no model.json in it): give the folder that train.py wrote")
     fields, run = _written(folder, "copy it from where it is whole, or train the run anew")

@@ -22,6 +22,7 @@ from jaxaudio.data.parts import Head, finite, page
 from jaxaudio.runtime import folder
 from jaxaudio.runtime.folder import Trained
 from jaxaudio.runtime.sheet import draw
+from jaxaudio.runtime.store import located
 
 NEEDS = Generates | Composes
 
@@ -265,7 +266,7 @@ def codec_at(where: Path, checkpoint: str) -> Trained:
 def codec_of(trained: Trained, where: Path | None) -> Trained:
     """The codec whose codes a run has learned, in the folder `where` or, None, where it was then."""
     try:
-        about = json.loads((trained.folder / "run.json").read_text())["codec"]
+        about = json.loads((located(trained.folder) / "run.json").read_text())["codec"]
         there, step, identity = Path(about["folder"]), str(about["step"]), about["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise InputError(f"run.json in {trained.folder} names no codec ({problem!r}): train it anew") from problem
