@@ -19,12 +19,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
+from urllib.parse import quote
 
 import numpy as np
 from tqdm import tqdm
 
 from jaxaudio.core import InputError
 from jaxaudio.data import audio, layouts
+from jaxaudio.runtime.store import MANIFEST, Store, cache_folder, url_of
 
 FORMAT = 2  # of a pack and of the rules by which it is made: part of every folder's key
 ABANDONED = 24 * 3600  # seconds after which a temporary folder that nobody writes to is removed
@@ -133,8 +135,47 @@ class Folders:
         return folder.read(index)
 
 
-def recordings(paths: Sequence[Path], sample_rate: int, channels: int, column: str = "label") -> Folder | Folders:
-    """A folder, or several, as a source. column: what a label is."""
+class Stored:
+    """A pack in a store, where `python -m jaxaudio.data.upload` has put it, in place of the recordings.
+
+    Below one URL lie the packs of the same recordings, one for each rate, channel count and meaning of a label. The key
+    follows from the manifest of what is there. Raises InputError where there is none, or not a whole one.
+    """
+
+    def __init__(self, url: str | Path, sample_rate: int, channels: int, column: str = "label") -> None:
+        self.store, self.below = Store(url), below(sample_rate, channels, column)
+        manifest = self.store.read(self.below + MANIFEST)
+        if manifest is None or not self.store.whole(self.below):
+            raise InputError(
+                f"{self} has no pack of {sample_rate} Hz, {channels} channels and the labels {column!r}: put it there "
+                f"from where the recordings are, as python -m jaxaudio.data.upload {self} --data FOLDER --sample-rate "
+                f"{sample_rate} --channels {channels}" + (f" --label {column}" if column != "label" else "")
+            )
+        about = repr((FORMAT, self.store.url, self.below)).encode()
+        self.key = hashlib.blake2b(about + manifest, digest_size=16).hexdigest()
+
+    def __str__(self) -> str:
+        return audio.shown(self.store.url)
+
+    def fetch(self, folder: Path) -> None:
+        """All files of the pack, into an empty folder."""
+        print(f"fetching the pack {self}/{self.below.rstrip('/')}", flush=True)
+        self.store.get(self.below, folder)
+
+
+def below(sample_rate: int, channels: int, column: str) -> str:
+    """Where such a pack lies below the URL that `--data` names."""
+    return f"pack-{FORMAT}/{sample_rate}-{channels}-{quote(column, safe='')}/"
+
+
+def recordings(
+    paths: Sequence[Path], sample_rate: int, channels: int, column: str = "label"
+) -> Folder | Folders | Stored:
+    """A folder, or several, as a source; or what a store holds of them. column: what a label is."""
+    if urls := [path for path in paths if url_of(path)]:
+        if len(paths) > 1:
+            raise InputError(f"{audio.shown(urls[0])} is given beside other folders: a pack in a store stands alone")
+        return Stored(urls[0], sample_rate, channels, column)
     if len(paths) == 1:
         return Folder(paths[0], sample_rate, channels, column)
     return Folders(paths, sample_rate, channels, column)
@@ -165,15 +206,9 @@ def _refuse_shared(folders: Sequence[Folder]) -> None:
                 raise InputError(f"{other} and {folder} {shared}: name each folder once, and none within another")
 
 
-def cache_folder() -> Path:
-    """Where packs lie: $JAXAUDIO_CACHE, else $XDG_CACHE_HOME/jaxaudio, else ~/.cache/jaxaudio."""
-    if chosen := os.environ.get("JAXAUDIO_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxaudio"
-
-
-def open_pack(source: Source, cache: Path | None = None, workers: int | None = None) -> Pack:
-    """The pack of `source`, from `cache` (`cache_folder()`), or made now by `workers` threads (one per core).
+def open_pack(source: Source | Stored, cache: Path | None = None, workers: int | None = None) -> Pack:
+    """The pack of `source`, from `cache` (`cache_folder()`), or made now by `workers` threads (one per core) or
+    fetched.
 
     A pack in the cache that is damaged is made anew. Raises `InputError` where no recording can be used or the cache
     can't be written.
@@ -206,13 +241,16 @@ def _load(folder: Path) -> Pack | None:
         return None
 
 
-def _make(source: Source, folder: Path, workers: int) -> None:
+def _make(source: Source | Stored, folder: Path, workers: int) -> None:
     """Packs into a temporary folder, and renames that; another process that was faster is given way."""
     temporary, damaged = (folder.parent / f".{uuid.uuid4().hex}.tmp" for _ in range(2))
     try:
         temporary.mkdir(parents=True)
         _remove_abandoned(folder.parent)
-        _write(source, temporary, workers)
+        if isinstance(source, Stored):
+            source.fetch(temporary)
+        else:
+            _write(source, temporary, workers)
         if folder.exists() and _load(folder) is None:
             os.rename(folder, damaged)
         try:
