@@ -140,8 +140,8 @@ class Generator(nn.Module):
         for i, width in enumerate(model.generator_widths):
             x = nn.Dense(width, dtype=model.dtype, kernel_init=glorot, name=f"dense_{i}")(x)
             x = nn.leaky_relu(norm(f"norm_{i}")(x), SLOPE)
-        x = nn.Dense(math.prod(model.shape), dtype=model.dtype, kernel_init=glorot, name="picture")(x)
-        return jnp.tanh(x.astype(jnp.float32)).reshape(-1, *model.shape)
+        x = nn.Dense(math.prod(model.shape), kernel_init=glorot, name="picture")(x.astype(jnp.float32))
+        return jnp.tanh(x).reshape(-1, *model.shape)
 
 
 class Critic(nn.Module):

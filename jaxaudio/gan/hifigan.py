@@ -560,7 +560,7 @@ class Generator(nn.Module):
             x = sum(residual(model, x, *block, f"block_{i}_{j}") for j, block in enumerate(model.blocks))
             x = x / len(model.blocks)
         x = active(model, x, "active_last", model.last_slope)
-        x = conv(1, ENDS, use_bias=model.bounded, name="last")(x).astype(jnp.float32)
+        x = conv(1, ENDS, use_bias=model.bounded, dtype=jnp.float32, name="last")(x)
         return jnp.tanh(x) if model.bounded else jnp.clip(x, -1.0, 1.0)
 
 

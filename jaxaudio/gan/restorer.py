@@ -464,7 +464,7 @@ class Generator(nn.Module):
             x = x + nn.Dense(model.width, kernel_init=small, dtype=model.dtype, name=f"dense_{i}")(y)
         x = nn.LayerNorm(dtype=model.dtype, name="norm")(x)
         heads = 4 if EMPTY & set(model.damages) else 3
-        x = nn.Dense(heads * bins, kernel_init=small, dtype=model.dtype, name="last")(x).astype(jnp.float32)
+        x = nn.Dense(heads * bins, kernel_init=small, name="last")(x.astype(jnp.float32))
         mask, real, imaginary, *more = jnp.split(x, heads, -1)
         result = spectrum * nn.sigmoid(mask + 1) * jax.lax.complex(1 + real, imaginary)
         if not more:

@@ -446,14 +446,14 @@ class Network(nn.Module):
             fine = Fine(
                 tuple(table.astype(model.dtype)),
                 dense(width, width, kernel_init=he, name="third_fine")(),
-                dense(width, model.symbols, name="out_fine")(),
+                dense(width, model.symbols, dtype=jnp.float32, name="out_fine")(),
             )
         return Ready(
             tuple(self.tier(i, dense) for i in range(len(model.frames))),
             tables,
             dense(width, width, kernel_init=he, name="second")(),
             dense(width, width, kernel_init=he, name="third")(),
-            dense(width, model.symbols, name="out")(),
+            dense(width, model.symbols, dtype=jnp.float32, name="out")(),
             fine,
         )
 
@@ -486,7 +486,7 @@ class Network(nn.Module):
             dense(model.width, ratio * model.width, kernel_init=he, name=f"{name}_up")(),
             ratio,
             label,
-            dense(model.width, model.symbols * frame, kernel_init=he, name="independent")()
+            dense(model.width, model.symbols * frame, kernel_init=he, dtype=jnp.float32, name="independent")()
             if top and model.independent
             else None,
         )

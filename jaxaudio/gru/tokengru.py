@@ -346,5 +346,5 @@ class Network(nn.Module):
             dense(model.width, 3 * model.depth, False, name="around")(),
             self.param("position", small, (model.codebooks, 3 * model.depth)),
             Recurrent(size, model.depth, name="depth")(),
-            tuple(dense(model.depth, model.codebook_size, name=f"head_{i}")() for i in range(model.codebooks)),
+            tuple(Dense(model.depth, model.codebook_size, name=f"head_{i}")() for i in range(model.codebooks)),
         )

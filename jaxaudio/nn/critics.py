@@ -47,14 +47,13 @@ class Periods(nn.Module):
             stride = 1 if i == len(self.widths) - 1 else 3
             x = nn.leaky_relu(self.conv(width, 5, stride, f"period_{period}_{i}")(x), 0.1)
             found.append(x)
-        found.append(self.conv(1, 3, 1, f"period_{period}_score")(x))
+        found.append(self.conv(1, 3, 1, f"period_{period}_score", jnp.float32)(x))
         return [x.astype(jnp.float32) for x in found]
 
-    def conv(self, width: int, taps: int, stride: int, name: str) -> Conv:
+    def conv(self, width: int, taps: int, stride: int, name: str, dtype: Any = None) -> Conv:
         """A layer over time."""
-        return Conv(
-            width, (taps,), (stride,), taps // 2, weight_norm=True, dtype=self.dtype, kernel_init=INIT, name=name
-        )
+        given = {"weight_norm": True, "dtype": dtype or self.dtype, "kernel_init": INIT, "name": name}
+        return Conv(width, (taps,), (stride,), taps // 2, **given)
 
 
 class Scales(nn.Module):
@@ -87,7 +86,7 @@ class Scales(nn.Module):
             x = Conv(width, (taps,), (stride,), taps // 2, groups=groups, **given, name=name)(x)
             x = nn.leaky_relu(x, 0.1)
             found.append(x)
-        found.append(Conv(1, (3,), (1,), 1, **given, name=f"scale_{scale}_score")(x))
+        found.append(Conv(1, (3,), (1,), 1, **given | {"dtype": jnp.float32}, name=f"scale_{scale}_score")(x))
         return [x.astype(jnp.float32) for x in found]
 
 
@@ -114,13 +113,14 @@ class Magnitudes(nn.Module):
             taps, stride = (3, 3 if i > self.halvings else 9), (1, 2 if 0 < i <= self.halvings else 1)
             x = nn.leaky_relu(self.conv(self.width, taps, stride, f"size_{size}_{i}")(x), 0.1)
             found.append(x)
-        found.append(self.conv(1, (3, 3), (1, 1), f"size_{size}_score")(x))
+        found.append(self.conv(1, (3, 3), (1, 1), f"size_{size}_score", jnp.float32)(x))
         return [x.astype(jnp.float32) for x in found]
 
-    def conv(self, width: int, taps: tuple[int, int], stride: tuple[int, int], name: str) -> Conv:
+    def conv(self, width: int, taps: tuple[int, int], stride: tuple[int, int], name: str, dtype: Any = None) -> Conv:
         """A layer over frequency and time."""
         padding = tuple((n // 2, n // 2) for n in taps)
-        return Conv(width, taps, stride, padding, weight_norm=True, dtype=self.dtype, kernel_init=INIT, name=name)
+        given = {"weight_norm": True, "dtype": dtype or self.dtype, "kernel_init": INIT, "name": name}
+        return Conv(width, taps, stride, padding, **given)
 
 
 class Spectra(nn.Module):
@@ -150,7 +150,8 @@ class Spectra(nn.Module):
                 x = nn.leaky_relu(x, self.slope)
                 found.append(x)
             ends.append(x)
-        found.append(self.conv(1, (3, 3), (1, 1), 1, f"window_{size}_score")(jnp.concatenate(ends, 2)))
+        score = self.conv(1, (3, 3), (1, 1), 1, f"window_{size}_score", jnp.float32)
+        found.append(score(jnp.concatenate(ends, 2)))
         return [x.astype(jnp.float32) for x in found]
 
     def spectrum(self, wave: Wave, size: int) -> Float[Array, "batch frames bins parts"]:
@@ -164,10 +165,18 @@ class Spectra(nn.Module):
             found = found / float(np.sqrt(np.sum(window("hann", size) ** 2)))
         return jnp.concatenate([found.real, found.imag], -1)
 
-    def conv(self, width: int, taps: tuple[int, int], stride: tuple[int, int], dilation: int, name: str) -> Conv:
+    def conv(
+        self,
+        width: int,
+        taps: tuple[int, int],
+        stride: tuple[int, int],
+        dilation: int,
+        name: str,
+        dtype: Any = None,
+    ) -> Conv:
         """A layer over time and frequency."""
         padding = ((dilation * (taps[0] // 2),) * 2, (taps[1] // 2,) * 2)
-        given = {"weight_norm": True, "dtype": self.dtype, "kernel_init": INIT, "name": name}
+        given = {"weight_norm": True, "dtype": dtype or self.dtype, "kernel_init": INIT, "name": name}
         return Conv(width, taps, stride, padding, (dilation, 1), **given)
 
 

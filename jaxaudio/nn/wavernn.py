@@ -55,12 +55,14 @@ class Network(nn.Module):
         if m.output == "dual":
             half = m.units // 2
             sizes = {"hidden": (half, m.hidden), "last": (m.hidden, BYTE)}
-            dense = [linear(f"{part}_{name}", *size) for part in ("coarse", "fine") for name, size in sizes.items()]
+            kinds = {"hidden": m.dtype, "last": jnp.float32}
+            named = [(part, name) for part in ("coarse", "fine") for name in sizes]
+            dense = [linear(f"{part}_{name}", *sizes[name], kinds[name]) for part, name in named]
             return Ready(smoothing, frames, aux, None, (without_own(layer(0, seen + 1)),), tuple(dense))
         source = linear("source", seen, m.units, jnp.float32)
         layers = [layer(i, m.units + (m.aux if i else 0)) for i in range(m.layers)]
         dense = [linear(f"dense_{i}", (m.hidden if i else m.units) + m.aux, m.hidden) for i in range(m.dense)]
-        last = linear("last", m.hidden, 3 * MIXTURES if m.output == "mol" else m.levels)
+        last = linear("last", m.hidden, 3 * MIXTURES if m.output == "mol" else m.levels, jnp.float32)
         return Ready(smoothing, frames, aux, source, tuple(layers), (*dense, last))
 
 
@@ -109,7 +111,7 @@ def teach(ready: Ready, inputs: Float[Array, "time batch parts"]) -> Sequence:
         (layer,), (*both,) = ready.layers, ready.dense
         halves = jnp.split(run(layer, of_samples(layer.input)).astype(both[0].kernel.dtype), 2, -1)
         outputs = [last(nn.relu(first(x))) for x, first, last in zip(halves, both[::2], both[1::2], strict=True)]
-        return jnp.concatenate(outputs, -1).astype(jnp.float32)
+        return jnp.concatenate(outputs, -1)
     x = of_samples(ready.source)
     for i, layer in enumerate(ready.layers):
         projected = over_frames(x, layer.input, ready.aux[i]) if i else of_samples(behind(ready.source, layer.input))
@@ -117,4 +119,4 @@ def teach(ready: Ready, inputs: Float[Array, "time batch parts"]) -> Sequence:
     *dense, last = ready.dense
     for linear, aux in zip(dense, ready.aux[len(ready.layers) :], strict=True):
         x = nn.relu(over_frames(x, linear, aux))
-    return last(x).astype(jnp.float32)
+    return last(x)

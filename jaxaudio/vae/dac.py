@@ -560,7 +560,7 @@ class Encoder(nn.Module):
             x = active(model, units(model, x, f"units_{i}"), f"active_{i}")
             x = conv(model.encoder_widths[i + 1], 2 * rate, rate, name=f"down_{i}")(x)
         encoded = model.latent * (2 if model.bottleneck == "vae" else 1)
-        return conv(encoded, 3, name="last")(active(model, x, "active_last")).astype(jnp.float32)
+        return conv(encoded, 3, dtype=jnp.float32, name="last")(active(model, x, "active_last"))
 
 
 class Decoder(nn.Module):
@@ -575,8 +575,8 @@ class Decoder(nn.Module):
         for i, rate in enumerate(model.decoder_rates):
             x = up(model.decoder_widths[i + 1], 2 * rate, rate, name=f"up_{i}")(active(model, x, f"active_{i}"))
             x = units(model, x, f"units_{i}")
-        x = conv(model.channels, 7, use_bias=model.bounded, name="last")(active(model, x, "active_last"))
-        x = x.astype(jnp.float32)
+        last = conv(model.channels, 7, use_bias=model.bounded, dtype=jnp.float32, name="last")
+        x = last(active(model, x, "active_last"))
         return jnp.tanh(x) if model.bounded else x
 
 

@@ -498,7 +498,7 @@ class Encoder(nn.Module):
         for i, ratio in enumerate(model.ratios):
             x = leaky(norm(name=f"norm_{i}")(x))
             x = conv(model.capacity * 2 ** (i + 1), 2 * ratio + 1, ratio, name=f"down_{i}")(x)
-        return conv(2 * model.latent, 5, groups=2, name="last")(leaky(x)).astype(jnp.float32)
+        return conv(2 * model.latent, 5, groups=2, dtype=jnp.float32, name="last")(leaky(x))
 
 
 class EncoderV2(nn.Module):
@@ -515,7 +515,7 @@ class EncoderV2(nn.Module):
         for i, ratio in enumerate(model.ratios):
             x = units(conv, x, dilations(ratio), 1, f"units_{i}")
             x = conv(model.capacity * 2 ** (i + 1), 2 * ratio, ratio, name=f"down_{i}")(leaky(x))
-        return conv(2 * model.latent, 3, name="last")(leaky(x)).astype(jnp.float32)
+        return conv(2 * model.latent, 3, dtype=jnp.float32, name="last")(leaky(x))
 
 
 class Decoder(nn.Module):
@@ -536,8 +536,8 @@ class Decoder(nn.Module):
             width //= 2
             x = up(width, 2 * ratio, ratio, name=f"up_{i}")(leaky(x))
             x = units(conv, x, (1, 3, 5), 3, f"units_{i}")
-        wave = jnp.tanh(conv(model.bands * model.channels, 7, name="wave")(x).astype(jnp.float32))
-        loudness = conv(1, 3, name="loudness")(x).astype(jnp.float32)
+        wave = jnp.tanh(conv(model.bands * model.channels, 7, dtype=jnp.float32, name="wave")(x))
+        loudness = conv(1, 3, dtype=jnp.float32, name="loudness")(x)
         return wave * mod_sigmoid(loudness) + hissing(model, conv, x, noise)
 
 
@@ -557,9 +557,8 @@ class DecoderV2(nn.Module):
             x = up(width, 2 * ratio, ratio, name=f"up_{i}")(leaky(x))
             x = units(conv, x, dilations(ratio), 1, f"units_{i}")
         x = leaky(x)
-        wave, amplitude = jnp.split(
-            conv(2 * model.bands * model.channels, 7, name="wave")(x).astype(jnp.float32), 2, -1
-        )
+        both = conv(2 * model.bands * model.channels, 7, dtype=jnp.float32, name="wave")(x)
+        wave, amplitude = jnp.split(both, 2, -1)
         return jnp.tanh(wave * nn.sigmoid(amplitude)) + hissing(model, conv, x, noise)
 
 
@@ -614,8 +613,10 @@ def hissing(model: RAVE, conv, x, noise):
     for i, stride in enumerate(model.noise_strides):
         last = i == len(model.noise_strides) - 1
         features = model.bands * model.channels * AMPLITUDES if last else x.shape[-1]
-        x = conv(features, 3, stride, name=f"noise_{i}")(leaky(x) if i else x)
-    amplitude = mod_sigmoid(x.astype(jnp.float32) - 5).reshape(*x.shape[:2], -1, AMPLITUDES)
+        x = conv(features, 3, stride, dtype=jnp.float32 if last else model.dtype, name=f"noise_{i}")(
+            leaky(x) if i else x
+        )
+    amplitude = mod_sigmoid(x - 5).reshape(*x.shape[:2], -1, AMPLITUDES)
     response = amplitude @ jnp.asarray(_responses(noise.shape[-1]))
     hiss = jnp.fft.irfft(jnp.fft.rfft(noise) * response, noise.shape[-1])
     return jnp.moveaxis(hiss, 2, 3).reshape(len(x), -1, noise.shape[2])
