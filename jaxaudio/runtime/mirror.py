@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -89,18 +90,20 @@ class Mirror:
 
     def _changed(self, states: dict[str, tuple[int, int]]) -> Iterator[tuple[str, bytes]]:
         """The other files, those that are not in the store as they are; `states` gets theirs."""
-        for path in sorted(self.folder.rglob("*")):
+        for path in self._others():
             name = path.relative_to(self.folder).as_posix()
-            if name == "lock" or name.endswith(UNFINISHED) or name.startswith((".", "checkpoints/")):
-                continue
             with contextlib.suppress(FileNotFoundError):  # a .new file that has its name now
-                if not path.is_file():
-                    continue
                 found = path.stat()
                 state = found.st_size, found.st_mtime_ns
                 if self.known.get(name) != state and name not in self.listened:
                     states[name] = state
                     yield name, path.read_bytes()
+
+    def _others(self) -> Iterator[Path]:
+        """The files that are no checkpoint's. Checkpoints are not looked at: they are deleted at any time."""
+        for where, folders, names in os.walk(self.folder):
+            folders[:] = [name for name in folders if name != "checkpoints" and not name.startswith(".")]
+            yield from (Path(where, name) for name in sorted(names) if name != "lock" and not name.endswith(UNFINISHED))
 
     def _refuse_other(self) -> None:
         """Raises InputError where the store holds another run than the folder."""
