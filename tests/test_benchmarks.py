@@ -319,9 +319,9 @@ def test_the_exit_code_tells_whether_something_is_slower(factor, expected, stub,
 
 
 BROKEN = {
-    "no JSON": ("[{", "ValueError"),
+    "no JSON": ("[{", "JSONDecodeError"),
     "no text": (b"\xff\xfe", "UnicodeDecodeError"),
-    "no list": ('{"case": 1}', "it is no list"),
+    "no list": ("{}", "it is no list"),
     "no rows": ("[3]", "TypeError"),
     "no numbers": (json.dumps([{**row(), "steps_per_second": [1.0]}]), "TypeError"),
     "no rate": (json.dumps([{**row(), "matmul_gflops": None}]), "TypeError"),
@@ -332,7 +332,7 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_file_gets_one_line_wherever_it_is_named(case, stub, monkeypatch, capsys):
     monkeypatch.setattr(benchmarks, "measured", lambda case, limit: pytest.fail("it measures first"))
-    content, _ = BROKEN[case]
+    content, reason = BROKEN[case]
     stub.mkdir()
     path = stub / "cpu.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -340,6 +340,7 @@ def test_a_broken_file_gets_one_line_wherever_it_is_named(case, stub, monkeypatc
         code, _, err = run(benchmarks.main, *words, capsys=capsys)
         assert code == 2
         assert f"{path} holds no rows as python -m benchmarks writes them (" in err
+        assert reason in err
         assert err.count("\n") == 1
 
 
