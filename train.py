@@ -89,6 +89,8 @@ def train_on(devices: Devices, members: list[Member]) -> int:
     log.close()
     if hosts.first():
         report.write(out)
+        for member in members:
+            member.finish()
         if ending:
             print(f"train.py: {ending}; saved at step {done}: the same command continues from {out}")
         else:
@@ -101,7 +103,7 @@ def keep(step: int, members: list[Member], states: tuple, log: Log | None) -> No
     scores = []
     for member, state in zip(members, states, strict=True):
         means, heard = member.examine(step, state) if log else ({}, None)
-        member.saved.save(step, state, means or None)
+        member.save(step, state, means or None)
         scores.append({f"valid/{name}": value for name, value in means.items()})
         if heard and member is members[0]:
             waves, sheet = heard
@@ -132,7 +134,7 @@ def started(run: Run, devices: Devices, held: contextlib.ExitStack) -> list[Memb
             member.claim(held)
 
     hosts.everywhere(lambda: claim() if hosts.first() else None)
-    hosts.everywhere(lambda: folder.shared(run.out))
+    hosts.everywhere(lambda: None if members[0].direct else folder.shared(run.out))
     if hosts.first():
         members[0].introduce()
     for member in members:

@@ -379,3 +379,22 @@ def test_sampling_with_wrong_input_gets_one_line_and_exit_code_2(words, message,
     assert message in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_machine_that_has_nothing_goes_on_from_the_store_and_samples_from_it(tmp_path, capsys):
+    words = ("wavegan:tiny", "--store", f"file://{tmp_path}/bucket/run", "--samples", 2, "--eval-every", 2)
+    assert run(train.main, *words, "--out", tmp_path / "here", "--steps", 4, capsys=capsys)[0] == 0
+    code, out, _ = run(train.main, *words, "--out", tmp_path / "there", "--steps", 6, capsys=capsys)
+    assert code == 0
+    assert "continues at step 4" in out
+    lines = [json.loads(line)["step"] for line in (tmp_path / "there" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0] < 4, "what was logged before is there too"
+    code, out, _ = run(sample.main, "generate", words[2], "--n", 1, "--out", tmp_path / "sounds", capsys=capsys)
+    assert code == 0
+    assert "step 6" in out
+    code, _, err = run(train.main, *words, "--seed", 1, "--out", tmp_path / "other", "--steps", 6, capsys=capsys)
+    assert code == 2
+    assert "seed is 0 there and 1 here" in err
+    code, _, err = run(train.main, *words[:2], "bucket", "--out", tmp_path / "x", "--steps", 1, capsys=capsys)
+    assert code == 2
+    assert "is no store" in err

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -11,7 +12,9 @@ from jaxaudio.core import State
 from jaxaudio.data import audio
 from jaxaudio.runtime import folder, hosts
 from jaxaudio.runtime.checkpoint import Checkpoints, abstract
+from jaxaudio.runtime.mirror import Mirror
 from jaxaudio.runtime.parallel import Devices
+from jaxaudio.runtime.store import url_of
 from jaxaudio.training.examination import Examination
 from jaxaudio.training.material import Material
 
@@ -28,18 +31,22 @@ class Member:
         self.about |= material.about
         self.networks = folder.networks(material.other, self.like, run.begin) if run.begin else {}
         self.init_key, self.step_key, self.eval_key = jax.random.split(jax.random.key(seed), 3)
-        self.codec = material.codec
+        self.codec, self.mirror = material.codec, None
+        self.direct = bool(run.store) and jax.process_count() > 1  # all hosts write their part of checkpoints there
 
     def claim(self, held: contextlib.ExitStack) -> None:
         """Makes the folder this run's, for as long as `held` is open; names what was left out in rejected.csv."""
         held.enter_context(folder.claim(self.out, self.model, self.about))
         with open(self.out / "rejected.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             csv.writer(file).writerows([("path", "reason"), *self.left_out()])
+        if self.run.store:
+            self.mirror = held.enter_context(Mirror(self.run.store, self.out, checkpoints=not self.direct))
 
     def begin(self) -> None:
         """What wants the folder to be there, and the devices."""
         run = self.run
-        self.saved = Checkpoints(self.out / "checkpoints", run.keep, self.model.criterion)
+        where = f"{url_of(run.store)}checkpoints" if self.direct else self.out / "checkpoints"
+        self.saved = Checkpoints(where, run.keep, self.model.criterion)
         self.examine = Examination(run, self.out, self.held_out, self.devices, self.codec, self.eval_key)
 
     def state(self, step: int) -> State:
@@ -51,6 +58,17 @@ class Member:
         measured = hosts.broadcast(self.model.measure(self.clips.batches()))
         make = lambda: self.model.init(self.init_key, measured)
         return jax.jit(make, out_shardings=self.devices.placed(self.like))()._replace(**networks)
+
+    def save(self, step: int, state: State, metrics: Mapping[str, float] | None) -> None:
+        """Begins to save, and to copy what is saved."""
+        self.saved.save(step, state, metrics)
+        if self.mirror:
+            self.mirror.copy(step)
+
+    def finish(self) -> None:
+        """Copies the rest."""
+        if self.mirror:
+            self.mirror.finish()
 
     def left_out(self) -> list[tuple[str, str]]:
         """What is not learned from, and why."""

@@ -22,6 +22,7 @@ class Run:
     begin: Path | None = None  # a run whose networks this one begins with, to fine-tune them; optimisers start anew
     begin_checkpoint: str = "latest"  # of that run: latest, best, or a step's number
     out: Path  # the run's folder
+    store: str | None = None  # gs://BUCKET/FOLDER: a copy of it, from which a machine that has nothing goes on
     steps: int | None = None  # training steps in all; none: as many as the model says
     seed: int = 0  # of the weights, the noise and the order of the data
     seeds: int = 1  # so many runs in one program, of this seed and those behind it: OUT/seed-0, ...
@@ -65,6 +66,10 @@ class Run:
                 raise InputError(f"{name} is {getattr(self, name)}: it is at least 1")
         command.check_seed(self.seed)
         command.check_seed(self.seed + self.seeds - 1)
+        if self.store and self.seeds > 1:
+            raise InputError(
+                f"store is {self.store} and seeds {self.seeds}: a store takes one seed's run, start each alone"
+            )
         for name in ("coordinator", "processes", "process"):
             if getattr(self, name) is not None and not self.distributed:
                 raise InputError(f"{name} is {getattr(self, name)}: it goes with --distributed")
