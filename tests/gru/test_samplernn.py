@@ -26,11 +26,15 @@ ROWS, LABEL = 2, jnp.array([1, 2])
 def subject(name: str = "gru_before"):
     """A model, and weights that differ from their start, so that none of them can hide."""
     model = dataclasses.replace(TINY, **VARIANTS[name])
-    params = model.weights(model.init(jax.random.key(0), {}))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    return model, jax.tree.unflatten(tree, moved)
+
+    @jax.jit
+    def moved():
+        leaves, tree = jax.tree.flatten(model.weights(model.init(jax.random.key(0), {})))
+        keys = jax.random.split(jax.random.key(1), len(leaves))
+        far = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(tree, far)
+
+    return model, moved()
 
 
 @cache
@@ -66,7 +70,7 @@ def test_every_sample_is_drawn_from_the_logits_that_training_sees(name):
     logits = seen(name)(params, codes, LABEL)
     numbers = uniforms(key, 0, wave.shape[1], ROWS, model.softmaxes)
     for i, one in enumerate(logits):
-        np.testing.assert_array_equal(pick(one, numbers[:, i].T), codes[:, model.frame :, i])
+        np.testing.assert_array_equal(jax.jit(pick)(one, numbers[:, i].T), codes[:, model.frame :, i])
     heard = hear(params, wave, LABEL)
     np.testing.assert_array_equal(carry["codes"], heard["codes"])
     for a, b in zip(jax.tree.leaves(carry["states"]), jax.tree.leaves(heard["states"]), strict=True):
@@ -145,23 +149,25 @@ def test_a_step_is_an_update_per_sequence_with_the_state_carried_on_and_gradient
         tx = property(lambda self: optax.sgd(0.1))
 
     model = Plain(**{f.name: getattr(TINY, f.name) for f in dataclasses.fields(TINY)})
-    state = model.init(jax.random.key(0), {})
+    state = jax.jit(lambda: model.init(jax.random.key(0), {}))()
     batch = Batch(noise(jax.random.key(4)), LABEL)
     new, metrics = jax.jit(lambda s: model.train_step(s, batch, jax.random.key(0), Shard(), None))(state)
     assert set(metrics) >= {"network/bits", "network/independent_bits", "network/skipped"}
 
-    network, carry, codes = state.params["network"], None, model.starting(batch.wave)
-    for part in range(2):
-        window = codes[:, 32 * part : 32 * part + 40]
-
-        def loss(network, carry=carry, window=window):
+    @jax.jit
+    def updated(network, carry, window):
+        def loss(network):
             weights = model.ready(network)
             first = model.first(weights, ROWS) if carry is None else carry
             logits, last, alone = model.predicted(weights, window, first, LABEL)
             return jnp.mean(model.cost(logits, window)) + jnp.mean(alone), last
 
-        gradient, carry = jax.jit(jax.grad(loss, has_aux=True))(network)
-        network = jax.tree.map(lambda p, g: p - 0.1 * g, network, gradient)
+        gradient, last = jax.grad(loss, has_aux=True)(network)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, network, gradient), last
+
+    network, carry, codes = state.params["network"], None, model.starting(batch.wave)
+    for part in range(2):
+        network, carry = updated(network, carry, codes[:, 32 * part : 32 * part + 40])
     for a, b in zip(jax.tree.leaves(new.params["network"]), jax.tree.leaves(network), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -171,8 +177,8 @@ def test_the_independent_head_has_no_bearing_on_the_network():
     codes = model.part(model.starting(noise(jax.random.key(4))), jnp.array(0))
 
     def gradient(model, params):
-        carry = model.first(model.ready(params), ROWS)
-        loss = lambda p: model.loss(p, codes=codes, carry=carry, label=LABEL, part=jnp.array(0))[0]
+        first = lambda: model.first(model.ready(params), ROWS)
+        loss = lambda p: model.loss(p, codes=codes, carry=first(), label=LABEL, part=jnp.array(0))[0]
         return jax.jit(jax.grad(loss))(params)
 
     alone = {name: leaf for name, leaf in params.items() if name != "independent"}
@@ -197,10 +203,10 @@ def test_loss_and_gradients_equal_pytorchs():
 
     fields = {"cell": "gru", "layers": 2, "weight_norm": False, "independent": False, "conditional": False}
     model = dataclasses.replace(TINY, classes=0, **fields)
-    params = model.init(jax.random.key(0), {}).params["network"]
+    params = jax.jit(lambda: model.init(jax.random.key(0), {}).params["network"])()
     codes = model.part(model.starting(noise(jax.random.key(4))), jnp.array(0))
-    carry = model.first(model.ready(params), ROWS)
-    loss = lambda p: model.loss(p, codes=codes, carry=carry, label=None, part=jnp.array(0))[0]
+    first = lambda: model.first(model.ready(params), ROWS)
+    loss = lambda p: model.loss(p, codes=codes, carry=first(), label=None, part=jnp.array(0))[0]
     value, gradient = jax.jit(jax.value_and_grad(loss))(params)
 
     theirs, also = peer.network_of(model), peer.network_of(model)
