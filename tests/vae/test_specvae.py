@@ -53,12 +53,13 @@ def start(model):
 @cache
 def networks(model):
     """Of no training in particular: what starts at zero is not zero."""
-    return jax.tree.map(lambda x: x + 0.05 * normal(*x.shape), start(model).params["autoencoder"])
+    given = jax.device_get(start(model).params["autoencoder"])
+    return jax.tree.map(lambda x: jnp.asarray(x + 0.05 * normal(*x.shape)), given)
 
 
 @cache
 def weights(model):
-    return {**model.weights(start(model)), "autoencoder": networks(model)}
+    return {**jax.jit(model.weights)(start(model)), "autoencoder": networks(model)}
 
 
 def flat(model, wave):
@@ -76,7 +77,7 @@ def test_training_starts_at_the_exact_likelihood_of_a_gaussian_model(variance, n
     """Its posterior is exact, so that every importance weight is the likelihood itself."""
     model = dataclasses.replace(TINY, variance=variance, network=network)
     held = tones(model)[::3]
-    bounds = jax.jit(model.bounds)(model.weights(start(model)), held, jax.random.key(1))
+    bounds = jax.jit(model.bounds)(jax.jit(model.weights)(start(model)), held, jax.random.key(1))
     truth = -gaussian(model).logpdf(flat(model, held)) / model.shape[0]
     np.testing.assert_allclose(bounds["importance"], truth, rtol=1e-3, atol=1e-2)
 
@@ -84,7 +85,7 @@ def test_training_starts_at_the_exact_likelihood_of_a_gaussian_model(variance, n
 def test_more_draws_raise_the_estimate_from_the_lower_bound_towards_the_likelihood():
     """A posterior that is planted twice too wide, of a Gaussian model, whose likelihood is known."""
     model = dataclasses.replace(TINY, variance="one")
-    params, held = model.weights(start(model)), tones(model)
+    params, held = jax.jit(model.weights)(start(model)), tones(model)
     encoder = {**params["autoencoder"]["encoder"]}
     wider = jnp.repeat(jnp.array([0.0, math.log(2)]), model.latent)  # before a softplus far below zero: a factor of 2
     encoder["last"] = {**encoder["last"], "bias": encoder["last"]["bias"] + wider}
@@ -105,9 +106,10 @@ def test_the_likelihood_is_a_density_of_log_mels_in_nats(variance):
     latent, held = jnp.asarray(normal(5, model.latent)), tones(model, 5)
     params, given = networks(model), measured(model)
     mean, deviation = jax.jit(model.likelihood)(params, given, latent)
-    picture = model.picture(held)
+    picture = jax.jit(model.picture)(held)
     density = norm(np.asarray(mean, np.float64), np.asarray(deviation, np.float64)).logpdf(picture).sum((1, 2, 3))
-    np.testing.assert_allclose(model.log_likelihood(params, given, picture, latent), density, rtol=1e-4)
+    found = jax.jit(model.log_likelihood)(params, given, picture, latent)
+    np.testing.assert_allclose(found, density, rtol=1e-4)
     varying = {"fixed": (), "one": (), "band": (2,), "bin": (0, 1, 2)}[variance]
     moving = tuple(i for i in range(4) if deviation.shape[i] > 1 and np.ptp(np.asarray(deviation), i).max() > 0)
     assert moving == varying
@@ -138,7 +140,7 @@ def test_the_loss_is_the_negative_lower_bound_with_its_weight_and_its_free_bits(
         given = {"extra": extra, "step": jnp.int32(step), "wave": wave, "key": key, "shard": Shard()}
         return jax.jit(lambda network: model.loss(network, **given))(networks(TINY))[1]
 
-    given = TINY.posterior(networks(TINY), measured(TINY), TINY.picture(wave))
+    given = jax.jit(lambda p: TINY.posterior(p, measured(TINY), TINY.picture(wave)))(networks(TINY))
     mean, deviation = np.asarray(given.mean, np.float64), np.asarray(given.deviation, np.float64)
     spent = ((mean**2 + deviation**2 - 1) / 2 - np.log(deviation)).mean((0, 1))
     frames = TINY.shape[0]
@@ -173,7 +175,7 @@ def test_encoding_gives_principal_components_and_decoding_their_sound():
     for i in range(60):
         batch = devices.shard(batched(wave, model.batch_size)[0])
         state, _ = step(state, batch, jax.random.key(i), None)
-    params = jax.tree.map(jnp.asarray, jax.device_get(model.weights(state)))
+    params = jax.tree.map(jnp.asarray, jax.device_get(jax.jit(model.weights)(state)))
     long = wave[:6].reshape(2, -1, model.channels)
     latent = jax.jit(model.encode)(params, long)
     assert latent.shape == (2, 3, model.latent)
@@ -182,18 +184,21 @@ def test_encoding_gives_principal_components_and_decoding_their_sound():
     assert (np.diff(spread) <= 0).all()
     np.testing.assert_allclose(np.diag(covariance), spread, rtol=0.3, atol=0.02)
     assert np.abs(covariance - np.diag(np.diag(covariance))).max() < 0.15 * spread[0]
-    raw = model.posterior(params["autoencoder"], params["measured"], model.picture(wave[:1])).mean[:, 0]
+    posterior = jax.jit(
+        lambda params: model.posterior(params["autoencoder"], params["measured"], model.picture(wave[:1]))
+    )
+    raw = posterior(params).mean[:, 0]
     np.testing.assert_allclose(principal(params["moments"]).restore(jnp.asarray(every[:1, None]))[:, 0], raw, atol=1e-4)
-    sound = model.decode(params, jnp.asarray(every[:1, None]), jax.random.key(0))
-    np.testing.assert_allclose(sound, jnp.clip(model.sound(params, raw[:, None]), -1, 1), atol=0.05)
+    sound = jax.jit(model.decode)(params, jnp.asarray(every[:1, None]), jax.random.key(0))
+    np.testing.assert_allclose(sound, jnp.clip(jax.jit(model.sound)(params, raw[:, None]), -1, 1), atol=0.05)
 
 
 def test_missing_components_take_their_mean():
     params, latent = weights(TINY), jnp.asarray(normal(2, 1, TINY.latent))
-    part = TINY.decode(params, latent[..., :2], jax.random.key(0))
-    filled = TINY.decode(params, latent.at[..., 2:].set(0), jax.random.key(0))
+    decode = jax.jit(lambda latent: TINY.decode(params, latent, jax.random.key(0)))
+    part, filled = decode(latent[..., :2]), decode(latent.at[..., 2:].set(0))
     np.testing.assert_allclose(part, filled, atol=1e-5)
-    assert float(jnp.max(jnp.abs(part - TINY.decode(params, latent, jax.random.key(0))))) > 1e-3
+    assert float(jnp.max(jnp.abs(part - decode(latent)))) > 1e-3
 
 
 def test_nothing_beyond_the_reach_bears_on_a_segments_sound_and_what_is_within_does():
@@ -211,15 +216,16 @@ def test_nothing_beyond_the_reach_bears_on_a_segments_sound_and_what_is_within_d
 def test_silence_and_clipping_noise_give_finite_bounds_latents_and_sounds(network):
     model = dataclasses.replace(TINY, network=network, channels=2)
     extremes = np.stack([np.zeros((model.segment, 2), np.float32), np.sign(normal(model.segment, 2))])
+    bounds, encode, decode = (jax.jit(each) for each in (model.bounds, model.encode, model.decode))
+    init = jax.jit(lambda measured: model.weights(model.init(jax.random.key(0), measured)))
     for seen in (tones(model), np.zeros(tones(model).shape, np.float32), np.repeat(extremes[1:], 40, 0)):
-        state = model.init(jax.random.key(0), model.measure(batched(seen)))
-        params = model.weights(state)
-        for value in jax.jit(model.bounds)(params, extremes, jax.random.key(0)).values():
+        params = init(model.measure(batched(seen)))
+        for value in bounds(params, extremes, jax.random.key(0)).values():
             assert np.isfinite(value).all()
-        latent = jax.jit(model.encode)(params, extremes)
+        latent = encode(params, extremes)
         assert np.isfinite(latent).all()
         for scale in (1, 100):
-            sound = jax.jit(model.decode)(params, scale * latent, jax.random.key(0))
+            sound = decode(params, scale * latent, jax.random.key(0))
             assert sound.shape == extremes.shape
             assert np.isfinite(sound).all()
             assert np.abs(sound).max() <= 1
@@ -228,11 +234,12 @@ def test_silence_and_clipping_noise_give_finite_bounds_latents_and_sounds(networ
 def test_a_generated_sound_that_would_be_too_loud_is_made_softer_as_a_whole():
     params, latent = weights(TINY), jnp.asarray(normal(3, TINY.latent))
     loud = {**params, "measured": {**params["measured"], "mean": params["measured"]["mean"] + 4}}
+    both = jax.jit(lambda given: (TINY.sound(given, latent[:, None]), TINY.render(given, latent, None)))
     for given, limited in ((params, False), (loud, True)):
-        sound = TINY.sound(given, latent[:, None])
+        sound, rendered = both(given)
         peak = jnp.max(jnp.abs(sound), (1, 2), keepdims=True)
         assert bool(jnp.all(peak > 1)) == limited
-        np.testing.assert_allclose(TINY.render(given, latent, None), sound / jnp.maximum(peak, 1), atol=1e-5)
+        np.testing.assert_allclose(rendered, sound / jnp.maximum(peak, 1), atol=1e-5)
 
 
 def test_augmentation_moves_each_clip_by_its_own_key():
