@@ -1,6 +1,7 @@
 """What only WaveGAN promises."""
 
 import dataclasses
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,12 @@ from jaxaudio.runtime.parallel import Devices
 TINY = dataclasses.replace(zoo.load("wavegan:tiny"), width=3, batch_size=8, conditional=False)
 
 
+@cache
 def networks(model):
-    params = jax.jit(lambda: model.init(jax.random.key(0), {}).params)()
+    params = jax.device_get(jax.jit(lambda: model.init(jax.random.key(0), {}).params)())
     # Biases start at zero, where a mistake in them would not show.
-    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    normal = lambda x: np.random.default_rng(x.size).standard_normal(x.shape).astype(np.float32)
+    return jax.tree.map(lambda x: jnp.asarray(x + 0.05 * normal(x)), params)
 
 
 def clips(model, n):
@@ -39,7 +42,8 @@ def test_the_networks_and_the_critics_gradient_equal_pytorchs(channels):
         peer.load(module, jax.tree.map(np.asarray, params[name]))
 
     latent = model.latents(key, n)
-    fake, _ = model.generated(params["generator"], {}, latent, jnp.zeros(n, int), Shard())
+    made = jax.jit(lambda g, latent: model.generated(g, {}, latent, jnp.zeros(n, int), Shard())[0])
+    fake = made(params["generator"], latent)
     theirs = generator(torch.tensor(np.array(latent))).mT.detach()
     np.testing.assert_allclose(fake, theirs, rtol=1e-4, atol=1e-5)
 
@@ -86,7 +90,7 @@ def test_the_penalty_of_a_linear_critic_is_its_slope_less_one_squared(monkeypatc
     monkeypatch.setattr(WaveGAN, "score", lambda self, c, wave, *_: jnp.sum(wave * c["slope"][None], (1, 2)))
     real, fake = clips(TINY, 4), clips(TINY, 4) * 0.5
     given = {"label": jnp.zeros(4, int), "key": jax.random.key(1), "shard": Shard()}
-    loss = lambda c: TINY.critic_loss(c, real=real, fake=fake, **given)
+    loss = jax.jit(lambda c: TINY.critic_loss(c, real=real, fake=fake, **given))
     _, metrics = loss({"slope": slope})
     norm = float(jnp.linalg.norm(slope))
     np.testing.assert_allclose(metrics["penalty"], 10 * (norm - 1) ** 2, rtol=1e-5)
@@ -159,9 +163,10 @@ def test_the_label_changes_the_sound_and_its_score():
     model = dataclasses.replace(TINY, conditional=True, classes=3)
     params, wave = networks(model), clips(model, 2)
     latent, key = model.latents(jax.random.key(0), 2), jax.random.key(1)
-    generator = {"params": params["generator"]}
-    sounds = [Generator(model).apply(generator, latent, jnp.full(2, k), Shard(), False) for k in (0, 1)]
-    scores = [Critic(model).apply({"params": params["critic"]}, wave, jnp.full(2, k), key, Shard()) for k in (0, 1)]
+    make = jax.jit(lambda p, label: Generator(model).apply({"params": p}, latent, label, Shard(), False))
+    score = jax.jit(lambda p, label: Critic(model).apply({"params": p}, wave, label, key, Shard()))
+    sounds = [make(params["generator"], jnp.full(2, k)) for k in (0, 1)]
+    scores = [score(params["critic"], jnp.full(2, k)) for k in (0, 1)]
     assert float(jnp.min(jnp.abs(scores[0] - scores[1]))) > 1e-3
     assert float(jnp.max(jnp.abs(sounds[0] - sounds[1]))) > 1e-3
     with pytest.raises(InputError, match="give a label"):
@@ -172,8 +177,9 @@ def test_bfloat16_computes_nearly_what_float32_computes():
     low, params, key = dataclasses.replace(TINY, dtype="bfloat16"), networks(TINY), jax.random.key(0)
     given = {"generator": params["generator"], "statistics": {}, "measured": {}}
     latent, wave = TINY.latents(key, 4), clips(TINY, 4)
-    sounds = [model.render(given, latent, None) for model in (low, TINY)]
-    scores = [model.score(params["critic"], wave, jnp.zeros(4, int), key, Shard()) for model in (low, TINY)]
+    sounds = [jax.jit(model.render)(given, latent, None) for model in (low, TINY)]
+    score = lambda model: jax.jit(lambda c: model.score(c, wave, jnp.zeros(4, int), key, Shard()))
+    scores = [score(model)(params["critic"]) for model in (low, TINY)]
     assert {x.dtype for x in (*sounds, *scores)} == {jnp.dtype("float32")}
     np.testing.assert_allclose(*sounds, atol=0.05)
     np.testing.assert_allclose(*scores, atol=0.05 * float(jnp.max(jnp.abs(scores[1]))) + 0.01)
