@@ -1,6 +1,6 @@
 """Critics of waveforms: against PyTorch, and the edges that their papers differ in."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,11 @@ def sound(length=204, rows=2, channels=2):
     return jnp.asarray(np.random.default_rng(length).standard_normal((rows, length, channels)), jnp.float32)
 
 
-def started(critic, wave):
+@cache
+def started(critic):
     """Its weights, biases and scales among them far from what they start from."""
-    params = jax.jit(critic.init)(jax.random.key(0), wave)["params"]
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: leaf + jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32), params)
+    params, rng = jax.device_get(jax.jit(critic.init)(jax.random.key(0), sound()))["params"], np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf + 0.2 * rng.standard_normal(leaf.shape), jnp.float32), params)
 
 
 @pytest.mark.parametrize("name", CRITICS)
@@ -40,7 +40,7 @@ def test_every_map_and_the_gradient_equal_pytorchs(name, length):
 
     (kind, fields), wave = CRITICS[name], sound(length)
     critic = kind(**fields)
-    params = started(critic, wave)
+    params = started(critic)
     theirs = {Periods: peer.Periods, Spectra: peer.Spectra}[kind](wave.shape[-1], **fields)
     peer.load(theirs, jax.device_get(params))
     signal = torch.tensor(np.asarray(wave)).mT.requires_grad_()
@@ -76,7 +76,7 @@ def test_pairs_go_through_together_as_they_would_alone():
     real, fake = sound(205), 2 * sound(205)[:, ::-1]
     for kind, fields in CRITICS.values():
         critic = kind(**fields)
-        judge = partial(critic.apply, {"params": started(critic, real)})
+        judge = partial(critic.apply, {"params": started(critic)})
         both = jax.jit(lambda a, b, judge=judge: compared(judge, a, b))(real, fake)
         for maps, wave in zip(both, (real, fake), strict=True):
             for mine, alone in zip(jax.tree.leaves(maps), jax.tree.leaves(jax.jit(judge)(wave)), strict=True):
@@ -113,7 +113,7 @@ def test_half_the_rate_is_the_mean_of_four_samples_with_zeros_around(length):
 def test_half_precision_is_near_and_its_maps_are_wide():
     wave = sound()
     for kind, fields in CRITICS.values():
-        params = started(kind(**fields), wave)
+        params = started(kind(**fields))
         exact, near = (
             jax.jit(kind(**fields, dtype=dtype).apply)({"params": params}, wave)
             for dtype in (jnp.float32, jnp.bfloat16)
