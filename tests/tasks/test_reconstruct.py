@@ -32,9 +32,14 @@ def at_once(trained, wave, seed=3, components=None):
     model = trained.model
     frames = -(-(len(wave) + model.delay) // model.hop)
     whole = jnp.pad(jnp.asarray(wave), ((0, (frames + model.reach) * model.hop - len(wave)), (0, 0)))[None]
-    latent = model.encode(trained.params, whole)[:, :frames, :components]
-    latent = jnp.pad(latent, ((0, 0), (0, model.reach), (0, 0)), "edge")
-    return np.asarray(model.decode(trained.params, latent, jax.random.key(seed)))[0, model.delay :][: len(wave)]
+
+    @jax.jit
+    def codec(params, whole):
+        latent = model.encode(params, whole)[:, :frames, :components]
+        latent = jnp.pad(latent, ((0, 0), (0, model.reach), (0, 0)), "edge")
+        return model.decode(params, latent, jax.random.key(seed))
+
+    return np.asarray(codec(trained.params, whole))[0, model.delay :][: len(wave)]
 
 
 @pytest.mark.parametrize("length", [401, 408, 409, 1000, 1337])

@@ -46,7 +46,8 @@ def at_once(vocoder, frames):
     model = vocoder.model
     around = np.pad(frames, ((model.reach, model.reach), (0, 0)), "edge")[None]
     key = jax.random.fold_in(vocoder.key, 0)
-    return np.asarray(model.vocode(vocoder.params, model.open(vocoder.params, 1), jnp.asarray(around), key)[1])[0]
+    vocode = jax.jit(lambda params, frames: model.vocode(params, model.open(params, 1), frames, key)[1])
+    return np.asarray(vocode(vocoder.params, jnp.asarray(around)))[0]
 
 
 @pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 300])
