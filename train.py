@@ -122,7 +122,7 @@ def started(run: Run, devices: Devices, held: contextlib.ExitStack) -> list[Memb
     where = {seed: run.out / f"seed-{seed}" if len(seeds) > 1 else run.out for seed in seeds}
     read = hosts.everywhere(lambda: material.opened(run))
     members = hosts.everywhere(lambda: [Member(read, seed, where[seed], devices) for seed in seeds])
-    own = "model", "process", "data", "noise", "mels", "codec", "begin"  # of what is read, the content counts
+    own = "model", "process", "out", "data", "noise", "mels", "codec", "begin"  # of what is read, the content counts
     options = {each.name: getattr(run, each.name) for each in dataclasses.fields(run) if each.name not in own}
     hosts.agree({**zoo.dump(members[0].model), **options, **folder.identity(members[0].about), **versions()})
 

@@ -24,6 +24,7 @@ from jaxaudio.core import (
 )
 from jaxaudio.runtime.checkpoint import Checkpoints, abstract
 from jaxaudio.runtime.parallel import Devices
+from tests.communication import only_sums, sums_allowed
 
 CLASSES = 10
 SOON = 100  # steps after which every stage but the last has had its turn; tiny presets give one of them 500
@@ -104,6 +105,14 @@ def test_there_is_one_compilation_per_stage(subject):
     assert {subject.model.stage(i) for i in range(1000)} == set(subject.stages)
     subject.run(subject.step, subject.devices, subject.init(), 0, 3)
     assert subject.step._cache_size() <= len(subject.stages)
+
+
+def test_devices_send_each_other_sums_alone(subject):
+    """Under jit; nobody writes a collective by hand."""
+    batch, state, key = subject.batch(0), subject.init(), jax.random.key(0)
+    for stage in subject.stages:
+        program = subject.step.lower(state, subject.devices.shard(batch), key, stage).compile().as_text()
+        only_sums(program, sums_allowed(subject.model, batch, stage))
 
 
 def test_a_stage_is_small_enough_to_compile_quickly(subject):
