@@ -44,6 +44,8 @@ def train_on(devices: Devices, members: list[Member]) -> int:
     announce(members, start, devices)
     if start >= run.steps:
         print(f"{out} is finished ({start} steps): give a larger --steps to train on")
+        for member in members:
+            member.finish()
         return command.DONE
 
     step = devices.compile(Population(model, [member.seed for member in members]))
