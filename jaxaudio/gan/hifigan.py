@@ -12,6 +12,9 @@ sample rates, a causal variant that streams, a start without critics, averaged w
 
     python train.py hifigan:small --data FOLDER
     python sample.py reconstruct runs/hifigan-small RECORDING.wav
+
+reaches an L1 of natural logarithms of mels of 0.39 on sentences that it never heard, after half an hour on two cores
+(README).
 """
 
 import dataclasses
