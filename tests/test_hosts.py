@@ -119,6 +119,7 @@ def test_two_hosts_come_to_the_state_of_one_and_the_loss_of_one_ends_the_other(s
     near(straight, out, 8)
 
 
+@pytest.mark.slow
 def test_pmap_of_two_hosts_comes_to_the_state_of_one(straight, tmp_path):
     pair = Pair(tmp_path, "--out", tmp_path / "run", "--steps", 8, "--parallel", "pmap", *EVERY)
     assert pair.end() == [0, 0], pair.said()

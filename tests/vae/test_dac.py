@@ -18,6 +18,7 @@ from jaxaudio.nn.quantize import follow, start
 from jaxaudio.runtime.parallel import Devices
 from jaxaudio.vae.dac import DAC, Autoencoder, replay, tallied
 from tests.commands import run
+from tests.seldom import seldom
 from tests.test_models import same_moments
 
 TINY = zoo.load("dac:tiny")
@@ -99,7 +100,7 @@ def test_codes_and_sound_are_those_of_transformers(rates):
     assert peer.difference(model, ours, expected) < 1e-5
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal", seldom([False, True], False))
 def test_losses_and_gradients_equal_pytorchs(causal):
     torch = pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
     from benchmarks.peers import dac as peer
@@ -249,7 +250,10 @@ def test_averaged_codebooks_begin_with_k_means_of_the_first_batch_and_follow_fro
     assert np.abs(moved).max() > 0
 
 
-@pytest.mark.parametrize(("model", "stage"), [(AVERAGE, "start"), (VAE, None)], ids=["average", "vae"])
+@pytest.mark.parametrize(
+    ("model", "stage"),
+    [pytest.param(AVERAGE, "start", id="average"), pytest.param(VAE, None, id="vae", marks=pytest.mark.slow)],
+)
 def test_other_bottlenecks_come_to_the_same_state_on_any_devices(model, stage):
     """Codebooks, running statistics and, for the gradients, the optimisers' moments: of four by jit and two by pmap."""
     four, two = (trained_by(model, started(model), stage, 0, *on)[0] for on in (("jit", 4), ("pmap", 2)))

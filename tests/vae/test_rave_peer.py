@@ -10,6 +10,7 @@ import pytest
 from jaxaudio import zoo
 from jaxaudio.core import Shard
 from jaxaudio.variational import geometric
+from tests.seldom import seldom
 
 torch = pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
 from benchmarks.peers import rave as peer  # noqa: E402
@@ -17,6 +18,7 @@ from benchmarks.peers import rave as peer  # noqa: E402
 TINY = dataclasses.replace(
     zoo.load("rave:tiny"), segment=1024, ratios=(4, 2), noise_strides=(4, 2), batch_size=2, critic_width=3
 )
+
 SECOND = {"network": "v2", "channels": 2, "periods": True, "relative_features": True, "feature_matching_twice": True}
 GROWING = {"beta_first": 1e-4, "beta_steps": 4}
 MODELS = {
@@ -59,7 +61,7 @@ def ours(model, state, wave, stages):
     return jax.tree.map(lambda x: np.array(x), found)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", seldom(MODELS, "v1", "v1, causal, stereo"))
 def test_losses_and_gradients_equal_pytorchs(name):
     model, stages = MODELS[name]
     state, wave = started(model), 0.3 * normal(model.batch_size, model.segment, model.channels)
