@@ -21,6 +21,7 @@ import sample
 import train
 from jaxaudio.data import audio
 from jaxaudio.runtime.folder import trained
+from jaxaudio.runtime.parallel import Devices
 from tests.commands import run
 from tests.conftest import REPOSITORY
 
@@ -145,11 +146,10 @@ def trained_state(folder):
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_when_there_is_room(tmp_path):
-    """First it is TensorBoard's events or the report that do not fit, then a checkpoint. Behind the test above, which
-    leaves the programs compiled: within such a limit they can't be kept."""
+    """First it is TensorBoard's events or the report that do not fit, then a checkpoint."""
 
     def train_within(limit, out, *every):
-        words = [sys.executable, REPOSITORY / "train.py", "wavegan:tiny", "--out", tmp_path / out, "--steps", 50]
+        words = [sys.executable, REPOSITORY / "train.py", "wavegan:tiny", "--out", tmp_path / out, "--steps", 200]
         return subprocess.run(
             [str(word) for word in (*words, "--log-every", 25, *every)],
             capture_output=True,
@@ -158,8 +158,8 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_when_there_is_room(
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)),
         )
 
-    full = train_within(300_000, "run", "--eval-every", 25, "--save-every", 20)
-    room = train_within(resource.RLIM_INFINITY, "run", "--eval-every", 25, "--save-every", 20)
+    full = train_within(600_000, "run", "--eval-every", 25)
+    room = train_within(resource.RLIM_INFINITY, "run", "--eval-every", 25)
     unsaved = train_within(60_000, "other", "--save-every", 25)
     for failed, message in ((full, "can't be written"), (unsaved, "saving to")):
         assert failed.returncode == 2, failed.stderr
@@ -399,3 +399,22 @@ def test_a_machine_that_has_nothing_goes_on_from_the_store_and_samples_from_it(t
     code, _, err = run(train.main, *words[:2], "bucket", "--out", tmp_path / "x", "--steps", 1, capsys=capsys)
     assert code == 2
     assert "is no store" in err
+
+
+def test_a_device_without_room_ends_the_run_in_one_line_and_any_other_failure_is_a_bug(tmp_path, monkeypatch, capsys):
+    def failing(words):
+        def step(*given):
+            raise jax.errors.JaxRuntimeError(words)
+
+        monkeypatch.setattr(Devices, "compile", lambda self, model: step)
+
+    words = ("wavegan:tiny", "--samples", 2, "--out", tmp_path / "run")
+    failing("RESOURCE_EXHAUSTED: Out of memory allocating 1099511627776 bytes.")
+    code, _, err = run(train.main, *words, capsys=capsys)
+    assert code == 2
+    assert "1099511627776 bytes" in err
+    assert "--model.batch-size 32" in err
+    assert err.count("\n") == 1
+    failing("INTERNAL: something else")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        run(train.main, *words)

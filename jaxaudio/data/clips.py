@@ -13,7 +13,8 @@ recording: that one is repeated to the end of the segment, from an offset on tha
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ from jaxaudio.core import Batch, InputError, Model
 from jaxaudio.data.layouts import SPLITS
 from jaxaudio.data.pack import Pack
 from jaxaudio.runtime.parallel import Devices
+
+Made = TypeVar("Made")
 
 SHORTEST = 16  # a recording shorter than segment / SHORTEST is left out
 KINDS = 0x6B696E6473  # mixed into the seed of the order of classes
@@ -171,14 +174,28 @@ class Clips(Split):
 
 
 def fetcher(seeds: Sequence[Clips], devices: Devices, where: str = "auto") -> Callable[[int], tuple[Batch, ...]]:
-    """step -> its batch of every seed on the devices. Cut on the "host", or on the "device" from one copy of what they
-    have in common; "auto": there if it has room."""
+    """step -> its batch of every seed on the devices. Cut on the "host", a step ahead, or on the "device" from one copy
+    of what they have in common; "auto": there if it has room."""
     clips, rows = seeds[0], devices.rows(seeds[0].batch_size)
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
     size = sum(part.samples.nbytes for part in (clips, clips.noise) if part)
     fits = where == "device" or (where == "auto" and size < limit / 4)
     gather = DeviceClips(clips, devices).gather if fits else lambda plan: devices.shard(clips.gather(plan))
-    return lambda i: tuple(gather(own.plan(i, rows)) for own in seeds)
+    fetch = lambda i: tuple(gather(own.plan(i, rows)) for own in seeds)
+    return fetch if fits else Ahead(fetch)
+
+
+class Ahead(Generic[Made]):
+    """What a function of the step gives, made in a thread of its own while the step before is computed."""
+
+    def __init__(self, make: Callable[[int], Made]):
+        self.make, self.pool = make, ThreadPoolExecutor(1, "input")
+        self.step, self.coming = -1, None
+
+    def __call__(self, step: int) -> Made:
+        made = self.coming.result() if self.coming and self.step == step else self.make(step)
+        self.step, self.coming = step + 1, self.pool.submit(self.make, step + 1)
+        return made
 
 
 class DeviceClips:

@@ -1,6 +1,7 @@
 """The plan of a batch and the two ways to fetch it."""
 
 import dataclasses
+import threading
 from pathlib import Path
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 from jaxaudio import zoo
 from jaxaudio.core import InputError
-from jaxaudio.data.clips import Clips, DeviceClips, Noise, permute
+from jaxaudio.data.clips import Ahead, Clips, DeviceClips, Noise, permute
 from jaxaudio.data.pack import Pack
 from jaxaudio.runtime.parallel import Devices
 
@@ -269,3 +270,26 @@ def test_a_survey_pairs_units_with_the_same_noises_each_time_and_statistics_hear
     batches = list(clips.batches())
     assert sum(len(batch.noise) for batch in batches) == clips.units
     assert all(batch.noise.shape == batch.wave.shape for batch in batches)
+
+
+def test_what_comes_next_is_made_meanwhile_whatever_is_asked_for():
+    made, done = [], threading.Event()
+
+    def make(step):
+        if step == 9:
+            raise InputError("nine is not there")
+        made.append(step)
+        if step == 4:
+            done.set()
+        return 10 * step
+
+    ahead = Ahead(make)
+    assert ahead(3) == 30
+    assert done.wait(10), "nothing is made before it is asked for"
+    assert ahead(4) == 40
+    assert ahead(7) == 70
+    assert ahead(8) == 80
+    with pytest.raises(InputError, match="nine"):
+        ahead(9)
+    assert made[:2] == [3, 4]
+    assert made.count(4) == 1
