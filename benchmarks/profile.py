@@ -15,6 +15,7 @@ from jax.profiler import ProfileData
 from jaxaudio.core import InputError
 from jaxaudio.runtime.command import guarded
 
+AROUND = ("while", "call", "conditional")  # their time is that of the operations in them
 MOST = 12  # operations that are named, beside the kinds
 
 
@@ -24,7 +25,8 @@ def operations(path: Path) -> Iterator[tuple[str, float]]:
         for line in plane.lines:
             for event in line.events:
                 stats = dict(event.stats)
-                if name := stats.get("hlo_op"):
+                name = stats.get("hlo_op")
+                if name and kind(name) not in AROUND:
                     yield name, event.duration_ns / 1e9
 
 
