@@ -94,7 +94,9 @@ class Geometry(NamedTuple):
         """The form of one of its maps on this platform, for a batch of so many signals."""
         table = FORMS.get(jax.default_backend(), {})
         simple = len(self.taps) == self.groups == 1 and (name == "forward" or self.stride[0] > 1 == self.dilation[0])
-        if simple and batch * math.prod(self.frames) <= FEW.get(name, 0) and name in table.get("few", {}):
+        few = batch * math.prod(self.frames) <= FEW.get(name, 0)
+        longer = self.spans[0] > self.space[0]  # XLA on a CPU then takes the kernel for the signal, slowly
+        if simple and (few or longer) and name in table.get("few", {}):
             return table["few"][name]
         return table.get(self.kind, {}).get(name, "direct")
 

@@ -227,6 +227,11 @@ def test_few_frames_are_computed_by_matrix_products_and_many_are_not():
     for name, few in C.FEW.items():
         assert shape.form(name, few // 4) == "matmul"
         assert shape.form(name, few // 4 + 1) != "matmul"
+    longer = shape._replace(
+        space=(16,), taps=(17,), padding=((8, 8),)
+    )  # than the signal, which is as slow in any number
+    assert longer.form("forward", 1000) == longer.form("backward", 1000) == "matmul"
+    assert longer._replace(space=(17,)).form("forward", 1000) != "matmul"
     image = C.Geometry((4, 4), 64, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
     for other in (shape._replace(groups=2), image):
         assert other.form("forward", 1) != "matmul"
