@@ -201,7 +201,7 @@ def table(rows: Sequence[dict], options: Options) -> str:
             "sums: float32 gradients of every update, 2 (n - 1) / n of their bytes over each network's links",
             f"overlap: what is sent while the backward pass, {BACKWARD:.0%} of the step, runs costs nothing",
             "left out: input, stragglers, other traffic, statistics of batches (a few numbers), and the gathers of "
-            "Fourier transforms, which XLA does not divide under jit",
+            "Fourier transforms, which XLA divides under jit from jax 0.12 on",
         ]
     )
 
