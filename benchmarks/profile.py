@@ -7,6 +7,7 @@ program, by their kind, as shares of the time that all of them take on all threa
 import collections
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,9 @@ def kind(name: str) -> str:
 
 def shares(folder: Path) -> tuple[dict[str, float], dict[str, float], float]:
     """Of the last trace of a run: the share of each kind and of each operation, the largest first, and seconds."""
+    warnings.filterwarnings(
+        "ignore", "builtin type .* has no __module__", DeprecationWarning
+    )  # jaxlib's, on Python 3.12
     found = sorted((folder / "profile").rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise InputError(f"{folder} has no trace: train with --profile 10:15")
