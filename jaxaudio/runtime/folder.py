@@ -1,5 +1,6 @@
 """A run's folder: whose it is, who works in it, and what it was trained with."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -47,19 +48,23 @@ def claim(folder: Path, model: Model, run: Mapping[str, Any]) -> Any:
     lock.write(str(os.getpid()))
     lock.flush()
 
-    if (folder / "model.json").exists():
-        there, there_run = _written(folder, OTHER)
-        if found := differing(there, there_run, zoo.dump(model), run):
-            lock.close()
-            remedy = OTHER
-            (name, *others), each = found, "; ".join(found.values())
-            if not others and name in ("codec", "begin") and (was := there_run.get(name)):  # it may have learned on
-                option = f"--{name}"
-                remedy = f"give {option} {was.get('folder')} {option}-checkpoint {was.get('step')}, or another --out"
-            raise InputError(f"{folder} holds another run: {each}; {remedy}")
-    more = {"command": sys.argv, "versions": versions(), "git": revision(), "start": secrets.token_hex(8)}
-    _write(folder / "run.json", {**run, **more})
-    _write(folder / "model.json", zoo.dump(model))
+    with contextlib.ExitStack() as held:  # let go where anything fails
+        held.enter_context(lock)
+        if (folder / "model.json").exists():
+            there, there_run = _written(folder, OTHER)
+            if found := differing(there, there_run, zoo.dump(model), run):
+                remedy = OTHER
+                (name, *others), each = found, "; ".join(found.values())
+                if not others and name in ("codec", "begin") and (was := there_run.get(name)):  # it may have learned on
+                    option = f"--{name}"
+                    remedy = (
+                        f"give {option} {was.get('folder')} {option}-checkpoint {was.get('step')}, or another --out"
+                    )
+                raise InputError(f"{folder} holds another run: {each}; {remedy}")
+        more = {"command": sys.argv, "versions": versions(), "git": revision(), "start": secrets.token_hex(8)}
+        _write(folder / "run.json", {**run, **more})
+        _write(folder / "model.json", zoo.dump(model))
+        held.pop_all()
     return lock
 
 

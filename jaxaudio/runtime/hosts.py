@@ -4,6 +4,7 @@ One that loses another can't go on, and JAX ends it from within, by SIGABRT. So 
 only waits, passes signals on and says in one line what became of it.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -35,7 +36,8 @@ def watched(remedy: str) -> int | None:
 
     Where a signal ended it, `remedy` is said and the exit code is 3."""
     if WATCHED in os.environ:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # not to outlive the one that waits
+        with contextlib.suppress(AttributeError):  # Linux alone has it
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # not to outlive the one that waits
         return None
     mine = {**os.environ, WATCHED: str(os.getpid())}
     worker = subprocess.Popen([sys.executable, *sys.argv], env=mine, start_new_session=True)
@@ -88,14 +90,15 @@ def first() -> bool:
 
 
 def everywhere(act: Callable[[], Result]) -> Result:
-    """What `act` gives, once it came to its end on all hosts; raises InputError on all where it does on one."""
+    """What `act` gives, once it came to its end on all hosts; raises InputError on all where it, or the system, fails
+    on one."""
+    if jax.process_count() == 1:
+        return act()
     result, problem = None, ""
     try:
         result = act()
-    except InputError as reason:
+    except (InputError, OSError) as reason:
         problem = str(reason)
-        if jax.process_count() == 1:
-            raise
     problems = gathered(problem)
     if problem:
         raise InputError(problem)

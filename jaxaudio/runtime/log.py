@@ -41,7 +41,7 @@ class Log:
             self.events = SummaryWriter(str(folder), purge_step=start + 1, flush_secs=30, max_queue=0)
         disable = None if folder else True
         self.bar = tqdm.tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=disable)
-        self.steps, self.flying = steps, collections.deque()
+        self.steps, self.flying, self.early = steps, collections.deque(), jax.process_count() == 1
         self.window: list[dict[str, float]] = []
         self.waited, self.since = 0.0, 0.0
         self.skipped = collections.Counter()  # of each network, its updates in a row: a stage may train one of several
@@ -49,12 +49,13 @@ class Log:
 
     def add(self, step: int, metrics: Metrics, examples: float, waited: float) -> None:
         """Metrics of a step that was just started; waits for the one two before it, and takes in those that are done.
-        `examples`: seconds of audio."""
+        Of several hosts all take in the same ones here, since all must stop at the same step. `examples`: seconds of
+        audio."""
         for leaf in jax.tree.leaves(metrics):
             leaf.copy_to_host_async()
         self.flying.append((step, metrics, examples))
         self.waited += waited
-        while len(self.flying) > IN_FLIGHT or (self.flying and _done(self.flying[0])):
+        while len(self.flying) > IN_FLIGHT or (self.early and self.flying and _done(self.flying[0])):
             self._land()
 
     def busy(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from jaxaudio.core import InputError, Model
 from jaxaudio.runtime import command
+from jaxaudio.runtime.profile import span_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,21 +52,14 @@ class Run:
         return "host" if self.codec or self.mels else self.gather
 
     def __post_init__(self):
-        for name in (
-            "steps",
-            "log_every",
-            "eval_every",
-            "eval_clips",
-            "save_every",
-            "keep",
-            "samples",
-            "patience",
-            "seeds",
-        ):
+        every = "log_every", "eval_every", "save_every", "join_seconds", "lost_seconds"
+        for name in (*every, "steps", "seeds", "keep", "samples", "eval_clips", "patience"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it is at least 1")
         command.check_seed(self.seed)
         command.check_seed(self.seed + self.seeds - 1)
+        if self.profile:
+            span_of(self.profile)
         if self.store and self.seeds > 1:
             raise InputError(
                 f"store is {self.store} and seeds {self.seeds}: a store takes one seed's run, start each alone"
