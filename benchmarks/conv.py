@@ -1,7 +1,7 @@
 """The convolutions of the papers in each form, against PyTorch: python -m benchmarks.conv [--only NAME] [--json FILE]
 
-The three maps of every layer (forward, backward, kernel: jaxaudio/nn/conv.py) in both forms, in milliseconds: `FORMS`
-is filled from them. Then forward and both gradients as the layers compute them, beside PyTorch's.
+The three maps of every layer (forward, backward, kernel: jaxaudio/nn/conv.py) in each form, in milliseconds: `FORMS` is
+filled from them. Then forward and both gradients as the layers compute them, beside PyTorch's.
 """
 
 import os
@@ -71,10 +71,12 @@ LAYERS = {
     "encodec spectrogram": Layer(4, (128, 256), 32, 32, (3, 9), (1, 2), ((1, 1), (4, 4)), (1, 1)),
     "segan down 2": Layer(8, (16384,), 1, 16, (31,), (2,), 15),
     "depthwise": Layer(8, (2048,), 64, 64, (7,), (1,), 3, groups=64),
+    "hifigan last": Layer(8, (8192,), 32, 1, (7,), (1,), 3),
+    "specvae last": Layer(64, (64, 64), 16, 2, (3, 3), (1, 1)),
     "wide padding": Layer(8, (1024,), 64, 64, (7,), (1,), 10),
 }
 
-FORMS, MAPS = ("direct", "phase"), ("forward", "backward", "kernel")
+FORMS, MAPS = ("direct", "phase", "planes"), ("forward", "backward", "kernel")  # planes: of thin layers alone
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,8 +117,7 @@ def maps(layer: Layer, padding, dilation, apply, x, w) -> dict[str, Callable[[],
     y = apply(x, w)
     if layer.transposed:  # the backward map of a convolution from y to x
         x, y, w = y, x, conv.turned(w, layer.groups)
-    sizes = x.shape[1:-1], x.shape[-1]
-    shape = conv.Geometry(*sizes, layer.taps, layer.stride, tuple(padding), dilation, layer.groups)
+    shape = geometry(layer, x.shape[1:-1], padding, dilation)
     calls = {
         "forward": (conv.forward, (x, w)),
         "backward": (conv.backward, (y, w)),
@@ -124,12 +125,18 @@ def maps(layer: Layer, padding, dilation, apply, x, w) -> dict[str, Callable[[],
     }
     found, kept = {}, conv.FORMS
     for name, (function, arguments) in calls.items():
-        for form in FORMS:
+        for form in FORMS if shape.kind == "thin" else FORMS[:2]:
             conv.FORMS = {jax.default_backend(): {shape.kind: {name: form}}}
             program = jax.jit(partial(function, shape)).lower(*arguments).compile()
             found[f"{name} {form}"] = lambda p=program, a=arguments: jax.block_until_ready(p(*a))
     conv.FORMS = kept
     return found
+
+
+def geometry(layer: Layer, space=(), padding=(), dilation=()) -> conv.Geometry:
+    """The convolution that the layer is, or is the backward map of."""
+    sizes = (layer.out, layer.into) if layer.transposed else (layer.into, layer.out)
+    return conv.Geometry(space, *sizes, layer.taps, layer.stride, tuple(padding), dilation, layer.groups)
 
 
 def in_torch(layer: Layer, padding, dilation, x: np.ndarray, w: np.ndarray) -> Callable[[], object]:
@@ -167,8 +174,8 @@ def main(arguments: list[str]) -> None:
     chosen = {name: layer for name, layer in LAYERS.items() if options.only in name}
     if not chosen:
         raise InputError(f"no layer's name holds {options.only!r}: there are {', '.join(LAYERS)}")
-    columns = "".join(f"{name + ' d / p':>17}" for name in MAPS)
-    print(f"{jax.devices()[0].device_kind}; ms; d: textbook form, p: phase form; GFLOP/s by textbook operations")
+    columns = "".join(f"{name + ' d / p (/ n)':>24}" for name in MAPS)
+    print(f"{jax.devices()[0].device_kind}; ms; d: textbook form, p: phase form, n: planes; GFLOP/s of the textbook")
     print(f"{'layer':32} {'kind':10}{columns} {'all, chosen':>12} {'torch':>8} {'torch / it':>10} {'GFLOP/s':>8}")
     with OtherLoad() as other:
         limit = 2 * 2048**3 / np.median(alternate({"m": matmul()}, 5, 0.3)["m"]) / 1e9
@@ -177,9 +184,9 @@ def main(arguments: list[str]) -> None:
             middle = {form: float(np.median(values)) * 1e3 for form, values in times.items()}
             frames = math.prod(layer.space) / (1 if layer.transposed else math.prod(layer.stride))
             operations = 6 * layer.batch * frames * math.prod(layer.taps) * layer.into * layer.out / layer.groups
-            signal = layer.out if layer.transposed else layer.into
-            kind = conv.Geometry((), signal, layer.taps, layer.stride, (), (), layer.groups).kind
-            cells = "".join(f"{middle[f'{m} direct']:9.2f} /{middle[f'{m} phase']:6.2f}" for m in MAPS)
+            kind = geometry(layer).kind
+            found = ([f"{middle[f'{m} {form}']:.2f}" for form in FORMS if f"{m} {form}" in middle] for m in MAPS)
+            cells = "".join(f"{' / '.join(each):>24}" for each in found)
             torch_ms = middle.get("torch", float("nan"))
             print(
                 f"{name:32} {kind:10}{cells} {middle['chosen']:12.2f} {torch_ms:8.2f} "

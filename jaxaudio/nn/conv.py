@@ -5,9 +5,10 @@ convolution) and the *kernel* map (the gradient of the weights). The three are c
 derivatives are the other two, however often a penalty differentiates. So each is computed in a form of its own. The
 textbook forms lose 2 to 60 times on XLA's CPU backend, the backward map above all. The *phase form* computes the same
 numbers as one stride-1 convolution: a stride s folds s neighbouring frames of the signal into channels, a transposed
-convolution makes s frames as channels and unfolds them, and a layer of few channels folds more (`blocks`). On a few
-frames, as in a stream, what costs is to read the kernel, and the *matmul form* reads it as it lies. `FORMS` says which
-form is used where; `python -m benchmarks.conv` measures it.
+convolution makes s frames as channels and unfolds them, and over one axis a layer of few channels folds more
+(`blocks`). On a few frames, as in a stream, what costs is to read the kernel, and the *matmul form* reads it as it
+lies. A layer of few output channels, as the last of a generator or a critic, is one matrix product and shifted sums in
+the *planes form*. `FORMS` says which form is used where; `python -m benchmarks.conv` measures it.
 
 Parameters are canonical whatever the form. A convolution's kernel is [*taps, in / groups, out]:
     y[t] = sum_k x[t * stride + k * dilation - left] kernel[k]
@@ -31,9 +32,12 @@ from jaxaudio.nn.forms import (
     conv_direct,
     conv_matmul,
     conv_phase,
+    conv_planes,
     conv_transpose_direct,
     conv_transpose_matmul,
     conv_transpose_phase,
+    conv_transpose_planes,
+    kernel_planes,
 )
 
 Padding = (
@@ -48,6 +52,7 @@ Result = Float[Array, "batch *frames features"]
 FORMS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "cpu": {
         "few": {"forward": "matmul", "backward": "matmul"},
+        "thin": {"forward": "planes", "backward": "planes", "kernel": "planes"},
         "plain": {"forward": "phase", "backward": "phase", "kernel": "phase"},
         "narrow": {"forward": "phase", "backward": "phase", "kernel": "phase"},
         "strided": {"backward": "phase"},
@@ -57,6 +62,7 @@ FORMS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "tpu": {},
 }
 FEW = {"forward": 64, "backward": 256}  # rows (of a batch, the frames of the shorter side) up to which a layer is "few"
+THIN = 4  # output channels, up to which a layer is "thin" where it has as many times as many input channels
 
 
 class Geometry(NamedTuple):
@@ -64,6 +70,7 @@ class Geometry(NamedTuple):
 
     space: tuple[int, ...]  # of the convolution's input
     channels: int  # of it
+    features: int  # channels of the output
     taps: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
@@ -86,7 +93,9 @@ class Geometry(NamedTuple):
         """The row of `FORMS` that it belongs to."""
         if self.groups > 1:
             return "grouped"
-        if blocks(math.prod(self.stride) * self.channels) > 1:
+        if max(self.stride) == 1 and self.features <= min(THIN, self.channels // THIN):
+            return "thin"
+        if len(self.stride) == 1 and blocks(self.stride[0] * self.channels) > 1:
             return "narrow"
         return "strided" if max(self.stride) > 1 else "plain"
 
@@ -106,7 +115,8 @@ def conv(
 ) -> Result:
     """Convolution."""
     edges = tuple(map(tuple, pairs(padding, x, kernel, stride, dilation)))
-    return forward(Geometry(*_sizes(x), kernel.shape[:-2], tuple(stride), edges, tuple(dilation), groups), x, kernel)
+    sizes = x.shape[1:-1], x.shape[-1], kernel.shape[-1]
+    return forward(Geometry(*sizes, kernel.shape[:-2], tuple(stride), edges, tuple(dilation), groups), x, kernel)
 
 
 def conv_transpose(
@@ -118,14 +128,14 @@ def conv_transpose(
     edges = tuple(map(tuple, crops(padding, spans, stride)))
     sizes = zip(x.shape[1:-1], spans, stride, edges, strict=True)
     space = tuple((n - 1) * s + span - left - right for n, span, s, (left, right) in sizes)
-    shape = Geometry(space, kernel.shape[-1], taps, tuple(stride), edges, dilation, groups)
+    shape = Geometry(space, kernel.shape[-1], x.shape[-1], taps, tuple(stride), edges, dilation, groups)
     return backward(shape, x, turned(kernel, groups))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def forward(shape: Geometry, x: Signal, kernel: Kernel) -> Result:
     """The convolution."""
-    forms = {"direct": conv_direct, "phase": conv_phase, "matmul": conv_matmul}
+    forms = {"direct": conv_direct, "phase": conv_phase, "matmul": conv_matmul, "planes": conv_planes}
     form = forms[shape.form("forward", len(x))]
     return form(x, kernel, shape.stride, shape.padding, shape.dilation, shape.groups)
 
@@ -134,6 +144,7 @@ def forward(shape: Geometry, x: Signal, kernel: Kernel) -> Result:
 def backward(shape: Geometry, y: Result, kernel: Kernel) -> Signal:
     """The adjoint of `forward` in its signal: [batch, *frames, out] -> [batch, *space, in]."""
     forms = {"direct": conv_transpose_direct, "phase": conv_transpose_phase, "matmul": conv_transpose_matmul}
+    forms["planes"] = conv_transpose_planes
     form = forms[shape.form("backward", len(y))]
     sizes = zip(shape.frames, shape.space, shape.spans, shape.stride, shape.padding, strict=True)
     edges = tuple((left, (frames - 1) * s + span - left - n) for frames, n, span, s, (left, _) in sizes)
@@ -143,7 +154,10 @@ def backward(shape: Geometry, y: Result, kernel: Kernel) -> Signal:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def kernel_map(shape: Geometry, x: Signal, y: Result) -> Kernel:
     """The adjoint of `forward` in its kernel: what the gradient of the weights is."""
-    form = {"direct": conv_direct, "phase": conv_phase}[shape.form("kernel", len(x))]
+    name = shape.form("kernel", len(x))
+    if name == "planes":
+        return kernel_planes(x, y, shape.taps, shape.padding, shape.dilation)
+    form = {"direct": conv_direct, "phase": conv_phase}[name]
     like = jax.ShapeDtypeStruct((*shape.taps, x.shape[-1] // shape.groups, y.shape[-1]), x.dtype)
     apply = lambda kernel: form(x, kernel, shape.stride, shape.padding, shape.dilation, shape.groups)
     return jax.linear_transpose(apply, like)(y)[0]
@@ -271,10 +285,6 @@ def biased(module: nn.Module, y: Signal) -> Signal:
     """y plus a bias, which the module gets."""
     bias = module.param("bias", nn.initializers.zeros, (module.features,))
     return y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
-
-
-def _sizes(x: Signal) -> tuple[tuple[int, ...], int]:
-    return x.shape[1:-1], x.shape[-1]
 
 
 def _each(value: Sequence[int], taps: Sequence[int]) -> tuple[int, ...]:

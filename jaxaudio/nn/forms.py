@@ -1,5 +1,5 @@
 """The forms of a convolution and of a transposed one: the textbook's, the phase form, one stride-1 convolution, and,
-for few frames, matrix products.
+for few frames or few output channels, matrix products.
 
 They compute the same numbers; nn/conv.py chooses. Kernels are [*taps, in / groups, out], not flipped; padding is
 (left, right) per axis, and may be negative.
@@ -49,15 +49,18 @@ def conv_transpose_direct(x, kernel, stride, padding, dilation, groups):
 
 
 def conv_matmul(x, kernel, stride, padding, dilation, groups):
-    """The same as `conv_direct`, over one axis, without groups: one matrix product with the windows of the signal."""
+    """The same as `conv_direct`, without groups: one matrix product with the windows of the signal."""
     del groups
-    (step,), (apart,), (edge,), taps = stride, dilation, padding, len(kernel)
-    x = _pad(x, [(0, 0, 0), (*edge, 0), (0, 0, 0)])
-    frames = (x.shape[1] - apart * (taps - 1) - 1) // step + 1
-    last = [k * apart + (frames - 1) * step + 1 for k in range(taps)]
-    windows = [x[:, k * apart : end : step] for k, end in enumerate(last)]
-    rows = jnp.concatenate(windows, -1).reshape(len(x) * frames, -1)
-    return (rows @ kernel.reshape(-1, kernel.shape[-1])).reshape(len(x), frames, -1)
+    x = _pad(x, [(0, 0, 0), *((left, right, 0) for left, right in padding), (0, 0, 0)])
+    spans = [d * (k - 1) for k, d in zip(kernel.shape, dilation, strict=False)]
+    frames = [(n - span - 1) // s + 1 for n, span, s in zip(x.shape[1:-1], spans, stride, strict=True)]
+    windows = []
+    for tap in _taps(kernel.shape[:-2]):
+        first = [k * d for k, d in zip(tap, dilation, strict=True)]
+        last = [start + (n - 1) * s + 1 for start, n, s in zip(first, frames, stride, strict=True)]
+        windows.append(jax.lax.slice(x, [0, *first, 0], [len(x), *last, x.shape[-1]], [1, *stride, 1]))
+    rows = jnp.concatenate(windows, -1).reshape(len(x) * math.prod(frames), -1)
+    return (rows @ kernel.reshape(-1, kernel.shape[-1])).reshape(len(x), *frames, -1)
 
 
 def conv_transpose_matmul(x, kernel, stride, padding, dilation, groups):
@@ -77,8 +80,50 @@ def conv_transpose_matmul(x, kernel, stride, padding, dilation, groups):
     return _pad(y, [edge, (-left, left + length - y.shape[1], 0), edge])
 
 
+def conv_planes(x, kernel, stride, padding, dilation, groups):
+    """The same as `conv_direct` with stride 1, without groups: one matrix product makes a plane [batch, *space] for
+    every tap and output channel, and the planes are added where they belong."""
+    del stride, groups
+    *taps, into, out = kernel.shape
+    columns = jnp.moveaxis(kernel, -1, -2).reshape(-1, into)
+    planes = jax.lax.dot_general(columns, x.reshape(-1, into), (((1,), (1,)), ((), ())))
+    planes = planes.reshape(-1, out, *x.shape[:-1])
+    edges = _moves(taps, padding, dilation)
+    total = sum(_pad(plane, [(0, 0, 0), (0, 0, 0), *edge]) for plane, edge in zip(planes, edges, strict=True))
+    return jnp.moveaxis(total, 0, -1)
+
+
+def conv_transpose_planes(x, kernel, stride, padding, dilation, groups):
+    """The same as `conv_transpose_direct` with stride 1, without groups, of a signal of few channels: its windows are
+    narrow."""
+    spans = [d * (k - 1) for k, d in zip(kernel.shape, dilation, strict=False)]
+    edges = [(span - left, span - right) for span, (left, right) in zip(spans, padding, strict=True)]
+    return conv_matmul(x, jnp.flip(kernel, range(len(spans))), stride, edges, dilation, groups)
+
+
+def kernel_planes(x, y, taps, padding, dilation):
+    """The adjoint of `conv_planes` in its kernel: one matrix product of x with the moved planes of y."""
+    back = [tuple((-left, -right, 0) for left, right, _ in edge) for edge in _moves(taps, padding, dilation)]
+    planes = jnp.moveaxis(y, -1, 0)
+    moved = jnp.stack([_pad(planes, [(0, 0, 0), (0, 0, 0), *edge]) for edge in back])
+    columns = moved.reshape(-1, math.prod(x.shape[:-1])) @ x.reshape(-1, x.shape[-1])
+    return jnp.moveaxis(columns.reshape(*taps, y.shape[-1], x.shape[-1]), -1, -2)
+
+
+def _moves(taps, padding, dilation):
+    """For every tap, how its plane of the signal's size is padded, or cut, to lie on the frames: (low, high, 0) per
+    axis."""
+    for tap in _taps(taps):
+        each = zip(tap, taps, padding, dilation, strict=True)
+        yield [(left - k * d, right - (n - 1 - k) * d, 0) for k, n, (left, right), d in each]
+
+
+def _taps(sizes):
+    return itertools.product(*map(range, sizes))
+
+
 def blocks(channels: int) -> int:
-    """How many output frames one folded frame makes: more than one where the signal has few channels."""
+    """How many output frames one folded frame makes, over one axis: more than one where the signal has few channels."""
     return max(1, BLOCK_CHANNELS // channels)
 
 
@@ -96,7 +141,7 @@ def conv_phase(x, kernel, stride, padding, dilation, groups):
     if max(dilation) > 1:
         return _unit(x, kernel, [left for left, _ in padding], lengths, dilation)
 
-    many = [1] * (axes - 1) + [blocks(math.prod(stride) * x.shape[-1])]
+    many = [blocks(stride[0] * x.shape[-1])] if axes == 1 else [1] * axes
     folds = [s * u for s, u in zip(stride, many, strict=True)]
     outside, lefts, shifts = _aligned(kernel, stride, padding, many, folds)
     x = _pad(x, [(0, 0, 0), *((n, 0, 0) for n in outside), (0, 0, 0)])
@@ -140,16 +185,20 @@ def _overlap_rows(x, kernel, stride, padding):
     batch, rows, columns, into = x.shape
     taps, width, _, out = kernel.shape
     (step, _), (left, right) = stride, padding[0]
+    length = (rows - 1) * step + taps - left - right
+    many, edge = -(-length // step), (0, 0, 0)  # rows of a phase: every step-th of the result
     each = kernel.transpose(1, 2, 0, 3).reshape(width, into, taps * out)
     y = conv_transpose_phase(x.reshape(batch * rows, columns, into), each, stride[1:], padding[1:], (1,), 1)
     y = y.reshape(batch, rows, -1, taps, out)
-    parts, edge = -(-taps // step), (0, 0, 0)
-    shifted = lambda tap: _pad(y[:, :, :, tap], [edge, (tap // step, parts - 1 - tap // step, 0), edge, edge])
-    zero = jnp.zeros((batch, rows + parts - 1, y.shape[2], out), y.dtype)
-    phases = [sum((shifted(tap) for tap in range(phase, taps, step)), zero) for phase in range(step)]
-    y = jnp.stack(phases, 2).reshape(batch, -1, y.shape[2], out)
-    length = (rows - 1) * step + taps - left - right
-    return _pad(y, [edge, (-left, left + length - y.shape[1], 0), edge, edge])
+
+    def moved(tap):
+        first = (tap - left) // step
+        return _pad(y[:, :, :, tap], [edge, (first, many - rows - first, 0), edge, edge])
+
+    zero = jnp.zeros((batch, many, y.shape[2], out), y.dtype)
+    of_phase = lambda phase: (tap for tap in range(taps) if (tap - left) % step == phase)
+    phases = [sum(map(moved, of_phase(phase)), zero) for phase in range(step)]
+    return _crop(jnp.stack(phases, 2).reshape(batch, many * step, y.shape[2], out), (length, y.shape[2]))
 
 
 def _aligned(kernel, stride, padding, many, folds):
@@ -173,7 +222,7 @@ def _depthwise(x, kernel, stride, padding, dilation):
     """A channel of its own kernel each: the sum over taps of the shifted signal."""
     x = _pad(x, [(0, 0, 0), *((left, right, 0) for left, right in padding), (0, 0, 0)])
     total = 0.0
-    for tap in itertools.product(*map(range, kernel.shape[:-2])):
+    for tap in _taps(kernel.shape[:-2]):
         first = [0, *(k * d for k, d in zip(tap, dilation, strict=True)), 0]
         spans = [d * (k - 1) for k, d in zip(kernel.shape, dilation, strict=False)]
         last = [

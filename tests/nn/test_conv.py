@@ -1,5 +1,6 @@
 """Convolutions in every form against `jax.lax` in float64 and against PyTorch."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -24,6 +25,9 @@ CASES = {
     "depthwise": ((50,), 6, 6, (7,), (2,), ((6, 5),), (3,), 6),
     "image": ((12, 16), 2, 3, (5, 5), (2, 2), "SAME", (1, 1), 1),
     "image_one_way": ((9, 17), 2, 3, (3, 9), (1, 2), ((1, 1), (4, 4)), (1, 1), 1),
+    "thin": ((30,), 8, 2, (5,), (1,), ((3, 1),), (3,), 1),
+    "thin_shorter_than_its_kernel": ((5,), 4, 1, (17,), (1,), ((8, 9),), (1,), 1),
+    "thin_image": ((9, 12), 8, 2, (3, 5), (1, 1), ((0, 3), (2, -1)), (1, 2), 1),
 }
 TRANSPOSED = {
     "wavegan_inner": ((16,), 6, 5, (25,), (4,), "SAME"),
@@ -40,6 +44,7 @@ TRANSPOSED = {
 PHASE = {"cpu": {kind: {"forward": "phase", "backward": "phase", "kernel": "phase"} for kind in C.FORMS["cpu"]}}
 MATMUL = {"cpu": {"few": {"forward": "matmul", "backward": "matmul"}}}
 TABLES = {"phase": PHASE, "direct": {}, "matmul": MATMUL}  # each map has its form: these cover every mixture
+PLANES = {"planes": {"cpu": {"thin": C.FORMS["cpu"]["thin"]}}}
 
 
 def arrays(space, into, out, taps, groups=1, dtype=np.float64):
@@ -62,13 +67,15 @@ def float64():
         yield
 
 
-@pytest.mark.parametrize("table", TABLES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "table"),
+    [*itertools.product(CASES, TABLES), *itertools.product((name for name in CASES if "thin" in name), PLANES)],
+)
 def test_every_form_computes_what_lax_computes_and_so_do_its_derivatives(case, table, float64, monkeypatch):
     space, into, out, taps, stride, padding, dilation, groups = CASES[case]
     x, w = arrays(space, into, out, taps, groups)
     padding = C.pairs(padding, x, w, stride, dilation)
-    monkeypatch.setattr(C, "FORMS", TABLES[table])
+    monkeypatch.setattr(C, "FORMS", {**TABLES, **PLANES}[table])
     monkeypatch.setattr(C, "FEW", dict.fromkeys(C.FEW, 10**6 if table == "matmul" else 0))
     both = [
         jax.jit(lambda x, w, f=f: derivatives(lambda x, w: f(x, w, stride, padding, dilation, groups), x, w))
@@ -206,7 +213,7 @@ def test_the_table_of_forms_is_what_the_layers_go_by(monkeypatch):
     kinds = (("plain", 16, 1, 1), ("strided", 16, 4, 1), ("grouped", 16, 4, 2), ("narrow", 1, 4, 1))
     for kind, channels, stride, groups in kinds:
         kernel = w[:, : channels // groups]
-        shape = C.Geometry((16,), channels, (8,), (stride,), ((9, 8),), (1,), groups)
+        shape = C.Geometry((16,), channels, 16, (8,), (stride,), ((9, 8),), (1,), groups)
         assert shape.kind == kind
         monkeypatch.setattr(C, "FORMS", {})
         y = C.forward(shape, x[..., :channels], kernel)
@@ -220,8 +227,15 @@ def test_the_table_of_forms_is_what_the_layers_go_by(monkeypatch):
             assert str(jax.make_jaxpr(partial(apply, shape))(*arguments)) != direct, (kind, name)
 
 
+def test_layers_of_few_output_channels_are_computed_by_planes():
+    shape = C.Geometry((16,), 16, 4, (8,), (1,), ((2, 2),), (1,), 1)
+    assert {shape.form(name, 1000) for name in ("forward", "backward", "kernel")} == {"planes"}
+    for other in ({"features": 5}, {"channels": 15}, {"stride": (2,)}, {"groups": 2}):
+        assert "planes" not in {shape._replace(**other).form(name, 1000) for name in ("forward", "backward", "kernel")}
+
+
 def test_few_frames_are_computed_by_matrix_products_and_many_are_not():
-    shape = C.Geometry((16,), 64, (8,), (4,), ((2, 2),), (1,), 1)
+    shape = C.Geometry((16,), 64, 64, (8,), (4,), ((2, 2),), (1,), 1)
     dilated = shape._replace(dilation=(2,))
     assert (shape.frames, dilated.frames) == ((4,), (2,))
     for name, few in C.FEW.items():
@@ -232,7 +246,7 @@ def test_few_frames_are_computed_by_matrix_products_and_many_are_not():
     )  # than the signal, which is as slow in any number
     assert longer.form("forward", 1000) == longer.form("backward", 1000) == "matmul"
     assert longer._replace(space=(17,)).form("forward", 1000) != "matmul"
-    image = C.Geometry((4, 4), 64, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
+    image = C.Geometry((4, 4), 64, 64, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
     for other in (shape._replace(groups=2), image):
         assert other.form("forward", 1) != "matmul"
     for other in (shape._replace(stride=(1,)), dilated):
