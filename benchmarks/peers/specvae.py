@@ -57,12 +57,12 @@ class Decoder(nn.Module):
             self.layers.update({f"dense_{i}": nn.Linear(sizes[i], sizes[i + 1]) for i in range(2)})
             self.last = zeroed(nn.Linear(model.width, math.prod(model.shape) * (1 + self.both)))
             return
-        sizes = [model.width * 2 ** max(i - 1, 0) for i in range(model.stages + 1)]
+        sizes = [model.channels * (1 + self.both), *(model.width * 2**i for i in range(model.stages))]
         self.first = (*(n >> model.stages for n in model.shape[:2]), sizes[-1])
         self.start = nn.Linear(model.latent, math.prod(self.first))
-        for i in reversed(range(model.stages)):
+        for i in reversed(range(1, model.stages)):
             self.layers[f"conv_{i}"] = nn.ConvTranspose2d(sizes[i + 1], sizes[i], 4, 2, 1)
-        self.last = zeroed(nn.Conv2d(sizes[0], model.channels * (1 + self.both), 3, 1, 1))
+        self.last = zeroed(nn.ConvTranspose2d(sizes[1], sizes[0], 4, 2, 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.start:
