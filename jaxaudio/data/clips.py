@@ -12,8 +12,11 @@ Noise, for a model that needs it, comes from a second pack by the same rules und
 recording: that one is repeated to the end of the segment, from an offset on that is hashed too.
 """
 
+import queue
+import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import jax
@@ -30,6 +33,7 @@ Made = TypeVar("Made")
 SHORTEST = 16  # a recording shorter than segment / SHORTEST is left out
 KINDS = 0x6B696E6473  # mixed into the seed of the order of classes
 APART = 0x6E6F697365  # mixed into the seed of noise, so that it follows other draws than the recordings
+PAUSE = 3e-4  # seconds that Ahead leaves the interpreter to the thread that is to start the step: its dispatch
 LEVEL = np.float32(1 / 32768)  # of noise, as it was recorded
 
 
@@ -189,13 +193,31 @@ class Ahead(Generic[Made]):
     """What a function of the step gives, made in a thread of its own while the step before is computed."""
 
     def __init__(self, make: Callable[[int], Made]):
-        self.make, self.pool = make, ThreadPoolExecutor(1, "input")
-        self.step, self.coming = -1, None
+        self.make, self.coming = make, None
+        self.asked, self.made = queue.SimpleQueue(), queue.SimpleQueue()
+        threading.Thread(target=answer, args=(make, self.asked, self.made), name="input", daemon=True).start()
+        weakref.finalize(self, self.asked.put, None)
 
     def __call__(self, step: int) -> Made:
-        made = self.coming.result() if self.coming and self.step == step else self.make(step)
-        self.step, self.coming = step + 1, self.pool.submit(self.make, step + 1)
+        made, problem = self.made.get() if self.coming is not None else (None, None)
+        if self.coming != step:
+            made = self.make(step)
+        elif problem:
+            self.coming = None
+            raise problem
+        self.coming = step + 1
+        self.asked.put(step + 1)
         return made
+
+
+def answer(make: Callable[[int], Made], asked: queue.SimpleQueue, made: queue.SimpleQueue) -> None:
+    """Puts (make(step), None), or None and what it raised, for every step that is asked for, until None is."""
+    while (step := asked.get()) is not None:
+        time.sleep(PAUSE)
+        try:
+            made.put((make(step), None))
+        except Exception as problem:
+            made.put((None, problem))
 
 
 class DeviceClips:

@@ -1,6 +1,7 @@
 """The plan of a batch and the two ways to fetch it."""
 
 import dataclasses
+import gc
 import threading
 from pathlib import Path
 
@@ -283,7 +284,9 @@ def test_what_comes_next_is_made_meanwhile_whatever_is_asked_for():
             done.set()
         return 10 * step
 
+    before = set(threading.enumerate())
     ahead = Ahead(make)
+    (thread,) = set(threading.enumerate()) - before
     assert ahead(3) == 30
     assert done.wait(10), "nothing is made before it is asked for"
     assert ahead(4) == 40
@@ -293,3 +296,7 @@ def test_what_comes_next_is_made_meanwhile_whatever_is_asked_for():
         ahead(9)
     assert made[:2] == [3, 4]
     assert made.count(4) == 1
+    del ahead
+    gc.collect()  # what was raised refers to it
+    thread.join(10)
+    assert not thread.is_alive(), "the thread outlives what it works for"
