@@ -72,7 +72,7 @@ LAYERS = {
     "segan down 2": Layer(8, (16384,), 1, 16, (31,), (2,), 15),
     "depthwise": Layer(8, (2048,), 64, 64, (7,), (1,), 3, groups=64),
     "hifigan last": Layer(8, (8192,), 32, 1, (7,), (1,), 3),
-    "specvae last": Layer(64, (64, 64), 16, 2, (3, 3), (1, 1)),
+    "picture last": Layer(64, (64, 64), 16, 2, (3, 3), (1, 1)),
     "wide padding": Layer(8, (1024,), 64, 64, (7,), (1,), 10),
 }
 
