@@ -199,11 +199,11 @@ class Ahead(Generic[Made]):
         weakref.finalize(self, self.asked.put, None)
 
     def __call__(self, step: int) -> Made:
-        made, problem = self.made.get() if self.coming is not None else (None, None)
-        if self.coming != step:
+        coming, self.coming = self.coming, None  # nothing is waited for after a failure
+        made, problem = (None, None) if coming is None else self.made.get()
+        if coming != step:
             made = self.make(step)
         elif problem:
-            self.coming = None
             raise problem
         self.coming = step + 1
         self.asked.put(step + 1)

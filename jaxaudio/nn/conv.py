@@ -62,7 +62,7 @@ FORMS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "tpu": {},
 }
 FEW = {"forward": 64, "backward": 256}  # rows (of a batch, the frames of the shorter side) up to which a layer is "few"
-THIN = 4  # output channels, up to which a layer is "thin" where it has as many times as many input channels
+THIN = 4  # a layer is "thin" up to so many output channels, and planes up to so many times the input channels
 
 
 class Geometry(NamedTuple):
@@ -93,7 +93,8 @@ class Geometry(NamedTuple):
         """The row of `FORMS` that it belongs to."""
         if self.groups > 1:
             return "grouped"
-        if max(self.stride) == 1 and self.features <= min(THIN, self.channels // THIN):
+        few = self.features <= min(THIN, self.channels // THIN)
+        if few and max(self.stride) == 1 and math.prod(self.taps) * self.features <= THIN * self.channels:
             return "thin"
         if len(self.stride) == 1 and blocks(self.stride[0] * self.channels) > 1:
             return "narrow"
@@ -143,8 +144,12 @@ def forward(shape: Geometry, x: Signal, kernel: Kernel) -> Result:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def backward(shape: Geometry, y: Result, kernel: Kernel) -> Signal:
     """The adjoint of `forward` in its signal: [batch, *frames, out] -> [batch, *space, in]."""
-    forms = {"direct": conv_transpose_direct, "phase": conv_transpose_phase, "matmul": conv_transpose_matmul}
-    forms["planes"] = conv_transpose_planes
+    forms = {
+        "direct": conv_transpose_direct,
+        "phase": conv_transpose_phase,
+        "matmul": conv_transpose_matmul,
+        "planes": conv_transpose_planes,
+    }
     form = forms[shape.form("backward", len(y))]
     sizes = zip(shape.frames, shape.space, shape.spans, shape.stride, shape.padding, strict=True)
     edges = tuple((left, (frames - 1) * s + span - left - n) for frames, n, span, s, (left, _) in sizes)

@@ -294,8 +294,12 @@ def test_what_comes_next_is_made_meanwhile_whatever_is_asked_for():
     assert ahead(8) == 80
     with pytest.raises(InputError, match="nine"):
         ahead(9)
+    assert ahead(3) == 30
+    with pytest.raises(InputError, match="nine"):
+        ahead(9)  # not what was made ahead
+    assert ahead(5) == 50
     assert made[:2] == [3, 4]
-    assert made.count(4) == 1
+    assert made[:5].count(4) == 1
     del ahead
     gc.collect()  # what was raised refers to it
     thread.join(10)

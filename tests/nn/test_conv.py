@@ -26,7 +26,7 @@ CASES = {
     "image": ((12, 16), 2, 3, (5, 5), (2, 2), "SAME", (1, 1), 1),
     "image_one_way": ((9, 17), 2, 3, (3, 9), (1, 2), ((1, 1), (4, 4)), (1, 1), 1),
     "thin": ((30,), 8, 2, (5,), (1,), ((3, 1),), (3,), 1),
-    "thin_shorter_than_its_kernel": ((5,), 4, 1, (17,), (1,), ((8, 9),), (1,), 1),
+    "thin_shorter_than_its_kernel": ((5,), 5, 1, (17,), (1,), ((8, 9),), (1,), 1),
     "thin_image": ((9, 12), 8, 2, (3, 5), (1, 1), ((0, 3), (2, -1)), (1, 2), 1),
 }
 TRANSPOSED = {
@@ -230,7 +230,7 @@ def test_the_table_of_forms_is_what_the_layers_go_by(monkeypatch):
 def test_layers_of_few_output_channels_are_computed_by_planes():
     shape = C.Geometry((16,), 16, 4, (8,), (1,), ((2, 2),), (1,), 1)
     assert {shape.form(name, 1000) for name in ("forward", "backward", "kernel")} == {"planes"}
-    for other in ({"features": 5}, {"channels": 15}, {"stride": (2,)}, {"groups": 2}):
+    for other in ({"features": 5}, {"channels": 15}, {"stride": (2,)}, {"groups": 2}, {"taps": (17,)}):
         assert "planes" not in {shape._replace(**other).form(name, 1000) for name in ("forward", "backward", "kernel")}
 
 

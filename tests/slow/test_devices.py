@@ -10,9 +10,8 @@ from tests.test_models import Subject, same_moments
 
 pytestmark = pytest.mark.slow
 
-SLACK = {"wavegan": 1000}  # times as far: Adam takes full steps along gradients that all but cancel, and how these are
-# rounded depends on the number of devices; a rounding of the weights leaves them cancelled
 LIMITS = {5: 1e-5, 50: 1e-2}  # of steps, how far losses may be from each other
+WIDER = {("wavegan", 5): 1e-2}  # found up to 7e-3, another number in every run
 
 
 @pytest.mark.parametrize("name", zoo.names())
@@ -35,7 +34,7 @@ def test_four_devices_train_what_one_trains(name):
         for steps, most in LIMITS.items():
             said = f"{loss} over {steps} steps: {found[:steps].max():.1e}; by a millionth {chance[:steps].max():.1e}"
             print(said)
-            assert found[:steps].max() <= max(SLACK.get(name, 1) * most, 3 * chance[:steps].max()), said
+            assert found[:steps].max() <= max(WIDER.get((name, steps), most), 3 * chance[:steps].max()), said
 
 
 def trained(subject, devices, step, start):
