@@ -38,6 +38,7 @@ SHORT = {
     "sampling": ("--windows", "3", "--window-seconds", "0.3"),
     "realtime": ("--windows", "3"),
 }
+BRIEF = ("--windows", "5", "--input-seconds", "0")  # of a step that is there in another way already
 UNLIKE = {  # what the models in PyTorch are without: the field, what it is there, and how to ask for it
     **dict.fromkeys(("wavegan", "specgan", "densegan"), ("conditional", False, "--model.no-conditional")),
     "hifigan": ("mel_windows", (), "--model.mel-windows", "--model.mel-bands"),
@@ -93,8 +94,8 @@ def cases(specs: Sequence[str], options: Options, accelerator: bool) -> Iterator
         step = Case("step", spec, like_torch(model))
         yield step._replace(how=(*against, *short["step"]))
         if not options.quick:
-            yield step._replace(dtype="bfloat16", how=against if accelerator else ())
-            yield step._replace(parallel="pmap")
+            yield step._replace(dtype="bfloat16", how=against if accelerator else BRIEF)
+            yield step._replace(parallel="pmap", how=BRIEF)
         if zoo.name_of(model) in WORK:
             eager = ("--against", options.against)
             yield step._replace(program="sampling", how=(*eager, *short["sampling"]))

@@ -1,4 +1,4 @@
-"""Four CPU devices, warnings as errors, and what several test files share."""
+"""Four CPU devices, programs that compile fast, and what several test files share."""
 
 import csv
 import fcntl
@@ -8,8 +8,6 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 import jax
 import numpy as np
@@ -28,6 +26,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECORDINGS = Path(os.environ.get("JAXAUDIO_RECORDINGS", REPOSITORY.parent / "shared" / "data"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Programs are compiled fast, but for the slow tests: they look at how what users run is rounded."""
+    if config.option.markexpr != "slow":
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 
 @pytest.fixture(scope="session")
