@@ -18,6 +18,7 @@ from jaxaudio.data.clips import fetcher
 from jaxaudio.data.pack import cache_folder
 from jaxaudio.runtime import command, folder, hosts, report
 from jaxaudio.runtime.log import Diverged, Log
+from jaxaudio.runtime.mirror import Mirror
 from jaxaudio.runtime.parallel import Devices
 from jaxaudio.runtime.population import Population, spread
 from jaxaudio.runtime.profile import Profile
@@ -33,10 +34,10 @@ def train(run: Run) -> int:
     with contextlib.ExitStack() as held:
         devices = Devices(run.parallel, fsdp=run.fsdp)
         devices.rows(run.model.batch_size)
-        return train_on(devices, started(run, devices, held))
+        return train_on(devices, *started(run, devices, held))
 
 
-def train_on(devices: Devices, members: list[Member]) -> int:
+def train_on(devices: Devices, members: list[Member], mirror: Mirror | None) -> int:
     """The same of the seeds of a run, one in most of them."""
     run, model, out = members[0].run, members[0].model, members[0].run.out
     start = latest(members)
@@ -44,8 +45,8 @@ def train_on(devices: Devices, members: list[Member]) -> int:
     announce(members, start, devices)
     if start >= run.steps:
         print(f"{out} is finished ({start} steps): give a larger --steps to train on")
-        for member in members:
-            member.finish()
+        if mirror:
+            mirror.finish()
         return command.DONE
 
     step = devices.compile(Population(model, [member.seed for member in members]))
@@ -66,7 +67,7 @@ def train_on(devices: Devices, members: list[Member]) -> int:
                 due = (i + 1) % run.eval_every == 0 or i + 1 == run.steps
                 if due or (i + 1) % run.save_every == 0:
                     with log.paused():
-                        keep(i + 1, members, states, log if due else None)
+                        keep(i + 1, members, states, mirror, log if due else None)
                     kept = i + 1
                 if (stop := signals.caught or hosts.stopping(i + 1)) and i + 1 < run.steps:
                     ending = f"stopped by {stop}"
@@ -81,18 +82,16 @@ def train_on(devices: Devices, members: list[Member]) -> int:
                 f"{out} can't be written ({problem.strerror}): make room; the same command continues"
             ) from problem
         finally:
-            for member in members:
-                member.saved.wait()  # a save that is under way comes to its end, whatever ended the loop
+            wait(members)  # whatever ended the loop
     done = int(states[0].step)
     if ending and kept < done:
-        keep(done, members, states, None)
-        for member in members:
-            member.saved.wait()
+        keep(done, members, states, mirror, None)
+        wait(members)
     log.close()
     if hosts.first():
         report.write(out)
-        for member in members:
-            member.finish()
+        if mirror:
+            mirror.finish()
         if ending:
             print(f"train.py: {ending}; saved at step {done}: the same command continues from {out}")
         else:
@@ -100,16 +99,18 @@ def train_on(devices: Devices, members: list[Member]) -> int:
     return command.STOPPED if ending else command.DONE
 
 
-def keep(step: int, members: list[Member], states: tuple, log: Log | None) -> None:
+def keep(step: int, members: list[Member], states: tuple, mirror: Mirror | None, log: Log | None) -> None:
     """Saves; with a log for it, after numbers and sounds of held-out recordings."""
     scores = []
     for member, state in zip(members, states, strict=True):
         means, heard = member.examine(step, state) if log else ({}, None)
-        member.save(step, state, means or None)
+        member.saved.save(step, state, means or None)
         scores.append({f"valid/{name}": value for name, value in means.items()})
         if heard and member is members[0]:
             waves, sheet = heard
             log.media(step, waves, member.model.sample_rate, sheet)
+    if mirror:
+        mirror.copy(step)
     if scores[0]:
         together = {name: float(x) for name, x in spread(scores, [member.seed for member in members]).items()}
         log.write(step, together)
@@ -118,8 +119,16 @@ def keep(step: int, members: list[Member], states: tuple, log: Log | None) -> No
         report.write(members[0].run.out)
 
 
-def started(run: Run, devices: Devices, held: contextlib.ExitStack) -> list[Member]:
-    """The seeds of a run, ready to train, their folders theirs for as long as `held` is open; on all hosts or none."""
+def wait(members: list[Member]) -> None:
+    """Until the saves that are under way have come to their ends, one that fails among them."""
+    with contextlib.ExitStack() as stack:
+        for member in members:
+            stack.callback(member.saved.wait)
+
+
+def started(run: Run, devices: Devices, held: contextlib.ExitStack) -> tuple[list[Member], Mirror | None]:
+    """The seeds of a run, ready to train, and what copies it to a store; their folders are theirs for as long as `held`
+    is open. On all hosts or none."""
     seeds = range(run.seed, run.seed + run.seeds)
     where = {seed: run.out / f"seed-{seed}" if len(seeds) > 1 else run.out for seed in seeds}
     read = hosts.everywhere(lambda: material.opened(run))
@@ -128,20 +137,24 @@ def started(run: Run, devices: Devices, held: contextlib.ExitStack) -> list[Memb
     options = {each.name: getattr(run, each.name) for each in dataclasses.fields(run) if each.name not in own}
     hosts.agree({**zoo.dump(members[0].model), **options, **folder.identity(members[0].about), **versions()})
 
-    def claim() -> None:
+    def claim() -> Mirror | None:
         if len(members) > 1:
             about = members[0].about | {"seeds": len(members)}
             held.enter_context(folder.claim(run.out, members[0].model, about))
         for member in members:
             member.claim(held)
+        if not run.store:
+            return None
+        names = [member.out.name for member in members] if len(members) > 1 else []
+        return held.enter_context(Mirror(run.store, run.out, names, checkpoints=not members[0].direct))
 
-    hosts.everywhere(lambda: claim() if hosts.first() else None)
+    mirror = hosts.everywhere(lambda: claim() if hosts.first() else None)
     hosts.everywhere(lambda: None if members[0].direct else folder.shared(run.out))
     if hosts.first():
         members[0].introduce()
     for member in members:
         member.begin()
-    return members
+    return members, mirror
 
 
 def announce(members: list[Member], start: int, devices: Devices) -> None:

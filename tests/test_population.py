@@ -1,7 +1,6 @@
 """Several seeds in one program."""
 
 import json
-import shutil
 import statistics
 
 import jax
@@ -27,11 +26,16 @@ def state_of(folder):
 
 @pytest.fixture(scope="module")
 def population(tmp_path_factory):
-    """Seeds 3 and 4, in two starts."""
-    folder = tmp_path_factory.mktemp("population")
+    """Seeds 3 and 4, in two starts, and a copy in a store beside them."""
+    folder = tmp_path_factory.mktemp("population") / "run"
+    words = (*WORDS, "--seed", 3, "--seeds", 2, "--out", folder, "--store", bucket(folder))
     for steps in (4, 6):
-        assert run(train.main, *WORDS, "--seed", 3, "--seeds", 2, "--steps", steps, "--out", folder)[0] == 0
+        assert run(train.main, *words, "--steps", steps)[0] == 0
     return folder
+
+
+def bucket(folder):
+    return f"file://{folder.parent}/bucket"
 
 
 def test_every_member_is_the_run_of_its_seed(population, tmp_path):
@@ -68,8 +72,19 @@ def test_each_member_is_a_run_to_sample_from_and_the_population_says_so(populati
     assert "seeds is 2 there and None here" in err
 
 
-def test_a_population_whose_states_are_split_goes_on_from_whole_ones(population, tmp_path):
-    shutil.copytree(population, tmp_path / "run")
+def test_a_machine_that_has_nothing_of_a_population_splits_the_states_that_the_store_has_whole(
+    population, tmp_path, capsys
+):
     words = (*WORDS, "--seed", 3, "--seeds", 2, "--out", tmp_path / "run", "--model.width", 8)
-    assert run(train.main, *words, "--steps", 8, "--fsdp")[0] == 0
+    code, out, _ = run(train.main, *words, "--store", bucket(population), "--steps", 8, "--fsdp", capsys=capsys)
+    assert code == 0
+    assert "continues at step 6" in out
     assert int(state_of(tmp_path / "run" / "seed-3").step) == 8
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps[0] == 2, "what was logged before is there too"
+    name = f"{bucket(population)}/seed-4"
+    assert run(sample.main, "generate", name, "--n", 1, "--out", tmp_path / "sounds")[0] == 0
+    assert "step 8" in capsys.readouterr().out
+    code, _, err = run(sample.main, "generate", bucket(population), "--out", tmp_path / "x", capsys=capsys)
+    assert code == 2
+    assert "one in each of" in err

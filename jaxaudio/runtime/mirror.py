@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,19 +23,21 @@ LOOKS = 0.1  # seconds between two looks whether a checkpoint is whole
 class Mirror:
     """Copies a run's folder to a store in the background, and first takes over from there what is further on.
 
-    The folder was claimed for the run, so model.json and run.json are in it. checkpoints: False where they are written
-    to the store already, by several processes. Raises InputError where the store holds another run or can't be used.
+    The folder was claimed for the run, so model.json and run.json are in it. seeds: where there are several, the names
+    of their folders in it, which have the checkpoints. checkpoints: False where they are written to the store already,
+    by several processes. Raises InputError where the store holds another run or can't be used.
     """
 
-    def __init__(self, url: str | Path, folder: Path, checkpoints: bool = True):
+    def __init__(self, url: str | Path, folder: Path, seeds: Sequence[str] = (), checkpoints: bool = True):
         self.store, self.folder, self.checkpoints = Store(url), folder, checkpoints
+        self.runs = [f"{seed}/" for seed in seeds] or [""]
         self.known: dict[str, tuple[int, int]] = {}  # size and time of the files as they were copied
         self.pool, self.asked, self.ended = ThreadPoolExecutor(1, "mirror"), 0, threading.Event()
         self.job: Future | None = None  # the last one: they come one after the other
-        names = [name for name in self.store.names() if not name.startswith("checkpoints/")]
-        self.listened = {name for name in names if name.startswith("samples/")}  # a step's are always the same
+        names = [name for name in self.store.names() if "checkpoints" not in name.split("/")]
+        self.listened = {name for name in names if "samples" in name.split("/")}  # a step's are always the same
         self._refuse_other()
-        self._fetch([name for name in names if name not in KEPT])
+        self._fetch([name for name in names if name.split("/")[-1] not in KEPT])
 
     def __enter__(self) -> "Mirror":
         return self
@@ -45,7 +47,7 @@ class Mirror:
         self.pool.shutdown(cancel_futures=True)
 
     def copy(self, step: int) -> None:
-        """Copies the folder once the checkpoint of this step, whose save has begun, is whole. A failure is told in a
+        """Copies the folder once the checkpoints of this step, whose save has begun, are whole. A failure is told in a
         line, and the next copy makes up for it."""
         self.asked = step
         self.job = self.pool.submit(self._attempt, step)
@@ -58,7 +60,7 @@ class Mirror:
         self._copy()
 
     def _attempt(self, step: int) -> None:
-        while not (self.folder / "checkpoints" / str(step)).is_dir() and self.checkpoints:
+        while self.checkpoints and not all((self._checkpoints(run) / str(step)).is_dir() for run in self.runs):
             if self.ended.wait(LOOKS) or self.asked != step:
                 return  # the save failed, or another copy is asked for: a save begins when the one before is whole
         if self.asked != step:
@@ -77,16 +79,28 @@ class Mirror:
         self.store.write(self._changed(states))
         self.known |= states
 
+    def _checkpoints(self, run: str) -> Path:
+        return self.folder / run / "checkpoints"
+
     def _copy_checkpoints(self) -> None:
-        there = self.store.steps()
-        for step in sorted(steps_of(self.folder) - there, reverse=True):
-            with contextlib.suppress(FileNotFoundError):  # another one took its place meanwhile: orbax deletes it
-                self.store.put(f"checkpoints/{step}/", self.folder / "checkpoints" / str(step))
-        kept = steps_of(self.folder)
-        if kept and max(kept) in self.store.steps():
-            names = self.store.names("checkpoints/")
-            for step in sorted({name.split("/")[1] for name in names} - set(map(str, kept))):
-                self.store.remove(f"checkpoints/{step}/")
+        """Those of all seeds, before what is deleted here goes there: a step that all have is always there."""
+        for run in self.runs:
+            for step in sorted(steps_of(self.folder / run) - self.store.steps(run), reverse=True):
+                with contextlib.suppress(FileNotFoundError):  # another one took its place meanwhile: orbax deletes it
+                    self.store.put(f"{run}checkpoints/{step}/", self._checkpoints(run) / str(step))
+        here, there = self._common()
+        if here and max(here) in there:
+            for run in self.runs:
+                below = f"{run}checkpoints/"
+                steps = {name.removeprefix(below).split("/")[0] for name in self.store.names(below)}
+                for step in sorted(steps - {str(step) for step in steps_of(self.folder / run) | {max(here)}}):
+                    self.store.remove(f"{below}{step}/")
+
+    def _common(self) -> tuple[set[int], set[int]]:
+        """The steps of which all seeds have a checkpoint here, and in the store."""
+        here = (steps_of(self.folder / run) for run in self.runs)
+        there = (self.store.steps(run) for run in self.runs)
+        return set.intersection(*here), set.intersection(*there)
 
     def _changed(self, states: dict[str, tuple[int, int]]) -> Iterator[tuple[str, bytes]]:
         """The other files, those that are not in the store as they are; `states` gets theirs."""
@@ -125,7 +139,7 @@ class Mirror:
         """What is in the store, if it is further on than the folder. The newest checkpoint comes last, so that what was
         cut off is done again."""
         if self.checkpoints:
-            here, there = steps_of(self.folder), self.store.steps()
+            here, there = self._common()
             if not there or max(here, default=-1) >= max(there):
                 return
         for name in names:
@@ -135,6 +149,7 @@ class Mirror:
                 path.write_bytes(data)
                 self.known[name] = path.stat().st_size, path.stat().st_mtime_ns
         if self.checkpoints:
-            for step in sorted(there - here):
-                self.store.fetch_step(step, self.folder)
+            for run in self.runs:
+                for step in sorted(self.store.steps(run) - steps_of(self.folder / run)):
+                    self.store.fetch_step(step, self.folder / run, run)
             print(f"{shown(self.store.url)}: step {max(there)} of there is taken over into {self.folder}", flush=True)

@@ -131,17 +131,18 @@ class Store:
         """Whether all of a folder is there."""
         return self.read(below + WHOLE) is not None
 
-    def steps(self) -> set[int]:
-        """The checkpoints of a run that are whole."""
-        found = (re.fullmatch(rf"checkpoints/(\d+)/{re.escape(WHOLE)}", name) for name in self.names("checkpoints/"))
+    def steps(self, run: str = "") -> set[int]:
+        """The checkpoints of a run that are whole. run: the prefix that it lies below, if any, ending in a slash."""
+        below = f"{run}checkpoints/"
+        found = (re.fullmatch(rf"(\d+)/{re.escape(WHOLE)}", name.removeprefix(below)) for name in self.names(below))
         return {int(match[1]) for match in found if match}
 
-    def fetch_step(self, step: int, folder: Path) -> None:
+    def fetch_step(self, step: int, folder: Path, run: str = "") -> None:
         """A checkpoint, into a run's folder on this machine: it has its name there when it is whole."""
         target, temporary = folder / "checkpoints" / str(step), folder / f".{step}.{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            self.get(f"checkpoints/{step}/", temporary)
+            self.get(f"{run}checkpoints/{step}/", temporary)
             target.parent.mkdir(exist_ok=True)
             try:
                 temporary.rename(target)

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -12,7 +11,6 @@ from jaxaudio.core import State
 from jaxaudio.data import audio
 from jaxaudio.runtime import folder, hosts
 from jaxaudio.runtime.checkpoint import Checkpoints, abstract
-from jaxaudio.runtime.mirror import Mirror
 from jaxaudio.runtime.parallel import Devices
 from jaxaudio.runtime.store import url_of
 from jaxaudio.training.examination import Examination
@@ -31,7 +29,7 @@ class Member:
         self.about |= material.about
         self.networks = folder.networks(material.other, self.like, run.begin) if run.begin else {}
         self.init_key, self.step_key, self.eval_key = jax.random.split(jax.random.key(seed), 3)
-        self.codec, self.mirror = material.codec, None
+        self.codec = material.codec
         self.direct = bool(run.store) and jax.process_count() > 1  # all hosts write their part of checkpoints there
 
     def claim(self, held: contextlib.ExitStack) -> None:
@@ -39,13 +37,11 @@ class Member:
         held.enter_context(folder.claim(self.out, self.model, self.about))
         with open(self.out / "rejected.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             csv.writer(file).writerows([("path", "reason"), *self.left_out()])
-        if self.run.store:
-            self.mirror = held.enter_context(Mirror(self.run.store, self.out, checkpoints=not self.direct))
 
     def begin(self) -> None:
         """What wants the folder to be there, and the devices."""
-        run = self.run
-        where = f"{url_of(run.store)}checkpoints" if self.direct else self.out / "checkpoints"
+        run, below = self.run, "" if self.out == self.run.out else f"{self.out.name}/"
+        where = f"{url_of(run.store)}{below}checkpoints" if self.direct else self.out / "checkpoints"
         self.saved = Checkpoints(where, run.keep, self.model.criterion)
         self.examine = Examination(run, self.out, self.held_out, self.devices, self.codec, self.eval_key)
 
@@ -58,17 +54,6 @@ class Member:
         measured = hosts.broadcast(self.model.measure(self.clips.batches()))
         make = lambda: self.model.init(self.init_key, measured)
         return jax.jit(make, out_shardings=self.devices.placed(self.like))()._replace(**networks)
-
-    def save(self, step: int, state: State, metrics: Mapping[str, float] | None) -> None:
-        """Begins to save, and to copy what is saved."""
-        self.saved.save(step, state, metrics)
-        if self.mirror:
-            self.mirror.copy(step)
-
-    def finish(self) -> None:
-        """Copies the rest."""
-        if self.mirror:
-            self.mirror.finish()
 
     def left_out(self) -> list[tuple[str, str]]:
         """What is not learned from, and why."""

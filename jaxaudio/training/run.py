@@ -60,10 +60,6 @@ class Run:
         command.check_seed(self.seed + self.seeds - 1)
         if self.profile:
             span_of(self.profile)
-        if self.store and self.seeds > 1:
-            raise InputError(
-                f"store is {self.store} and seeds {self.seeds}: a store takes one seed's run, start each alone"
-            )
         for name in ("coordinator", "processes", "process"):
             if getattr(self, name) is not None and not self.distributed:
                 raise InputError(f"{name} is {getattr(self, name)}: it goes with --distributed")

@@ -100,6 +100,30 @@ def test_a_copy_that_was_cut_off_is_no_checkpoint_and_is_done_again(tmp_path, ur
     assert store.steps() == {1, 2}
 
 
+def test_of_several_seeds_a_step_that_all_have_is_always_in_the_store(tmp_path, url, monkeypatch):
+    names, store, put = ("seed-0", "seed-1"), Store(url), Store.put
+    first, second = claimed(tmp_path / "first"), claimed(tmp_path / "second")
+    found = []
+
+    def counted(*given):
+        put(*given)
+        found.append(store.steps("seed-0/") & store.steps("seed-1/"))
+
+    monkeypatch.setattr(Store, "put", counted)
+    with Mirror(url, first, names) as mirror:
+        for step in (1, 2):
+            mirror.copy(step)
+            save(first / "seed-0", step, keep=1)
+            assert not mirror.job.done()
+            save(first / "seed-1", step, keep=1)
+            mirror.job.result()
+    assert found == [set(), {1}, {1}, {1, 2}]
+    assert [store.steps(f"{name}/") for name in names] == [{2}, {2}]
+    Mirror(url, second, names)
+    assert [steps_of(second / name) for name in names] == [{2}, {2}]
+    assert (second / "seed-1" / "samples" / "2.wav").read_text() == "sound 2"
+
+
 def test_a_failing_copy_is_told_in_a_line_and_made_up_for(tmp_path, url, capsys, monkeypatch):
     folder = claimed(tmp_path / "run")
     with Mirror(url, folder) as mirror:
