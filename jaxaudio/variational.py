@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from jaxaudio.core import Latent, Params, Shard, average
+from jaxaudio.core import Latent, Params
 
 LEAST = 1e-4  # of a posterior's deviation
 EXACT = jax.lax.Precision.HIGHEST  # else an accelerator rounds factors to a few bits: latents would not come back
@@ -73,11 +73,6 @@ def moments_of(frames: Latent, centre: Float[Array, "latent"]) -> Params:
     centred = frames - centre.reshape(1, 1, -1)
     covariance = jnp.einsum("bfi,bfj->ij", centred, centred) / (frames.shape[0] * frames.shape[1])
     return {"mean": jnp.mean(frames, (0, 1)), "covariance": covariance}
-
-
-def follow(moments: Params, frames: Latent, decay: float, updates: Int[Array, ""], shard: Shard) -> Params:
-    """The running mean and covariance of latent frames, one batch further."""
-    return average(moments, shard.mean(moments_of(frames, moments["mean"])), decay, updates)
 
 
 def principal(moments: Mapping[str, Array]) -> Principal:

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxaudio.core import Shard
-from jaxaudio.variational import Posterior, divergence, draw, follow, geometric, no_moments, posterior, principal
+from jaxaudio.core import average
+from jaxaudio.variational import Posterior, divergence, draw, geometric, moments_of, no_moments, posterior, principal
 
 
 def test_the_divergence_is_that_of_two_gaussians():
@@ -49,7 +49,7 @@ def test_principal_components_are_those_of_the_frames_that_were_followed():
     moments = no_moments(3)
     for i in range(60):
         frames = jnp.asarray(rng.standard_normal((8, 200, 3)) @ mixing + [1.0, -2.0, 0.0], jnp.float32)
-        moments = follow(moments, frames, 0.95, jnp.int32(i), Shard())
+        moments = average(moments, moments_of(frames, moments["mean"]), 0.95, jnp.int32(i))
     found = principal(moments)
     np.testing.assert_allclose(found.mean, [1, -2, 0], atol=0.05)
     np.testing.assert_allclose(found.spread, [4, 1, 0.04], rtol=0.1)

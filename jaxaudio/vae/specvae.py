@@ -57,8 +57,8 @@ from jaxaudio.variational import (
     divergence,
     draw,
     factor_analysis,
-    follow,
     geometric,
+    moments_of,
     no_moments,
     posterior,
     principal,
@@ -242,7 +242,8 @@ class SpecVAE(Morphs, Encodes):
         loss = partial(self.loss, extra=extra, step=state.step, wave=batch.wave, key=key, shard=shard)
         network, opt, metrics = descend(self.tx, loss, network, state.opt["autoencoder"], shard)
         averaged = average(extra["average"], network, self.decay, state.step)
-        kept = {"average": averaged, "moments": metrics.pop("moments")}
+        followed = average(extra["moments"], metrics.pop("moments"), FOLLOW, state.step)
+        kept = {"average": averaged, "moments": followed}
         kept = {**extra, **unless_skipped(metrics, kept, {name: extra[name] for name in kept})}
         metrics = {f"autoencoder/{name}": value for name, value in metrics.items()}
         return State(state.step + 1, {"autoencoder": network}, {"autoencoder": opt}, kept), metrics
@@ -261,8 +262,7 @@ class SpecVAE(Morphs, Encodes):
             "distortion": -jnp.mean(self.log_likelihood(network, measured, picture, latent)) / frames,
             "divergence": beta * jnp.sum(jnp.where(paid, per_component, self.free_bits)) / frames,
         }
-        means = jax.lax.stop_gradient(given.mean)
-        moments = follow(extra["moments"], means, FOLLOW, step, shard)
+        moments = moments_of(jax.lax.stop_gradient(given.mean), extra["moments"]["mean"])
         metrics = {**terms, "components": jnp.sum(paid.astype(jnp.float32)), "moments": moments}
         return sum(terms.values()), metrics
 

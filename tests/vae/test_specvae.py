@@ -15,7 +15,7 @@ from jaxaudio import zoo
 from jaxaudio.core import Batch, InputError, Shard
 from jaxaudio.runtime.parallel import Devices
 from jaxaudio.vae.specvae import SpecVAE, warped
-from jaxaudio.variational import factor_analysis, principal
+from jaxaudio.variational import divergence, factor_analysis, principal
 
 STILL = {"shift": 0.0, "warp": 0.0, "level": 0.0}
 TINY = dataclasses.replace(zoo.load("specvae:tiny"), **STILL, free_bits=0.0, beta_steps=0)
@@ -165,6 +165,22 @@ def test_a_free_component_has_no_gradient_of_its_divergence():
 
     assert any(np.abs(x).max() > 0 for x in slope(0.0))
     assert all(np.abs(x).max() == 0 for x in slope(100.0))
+
+
+def test_which_components_are_free_is_decided_by_all_devices():
+    """Where the two halves of a batch, alone, would decide otherwise."""
+    halves = jnp.stack([tones(TINY, 4), 0.01 * tones(TINY, 4)])
+    given = lambda wave: TINY.posterior(networks(TINY), measured(TINY), TINY.picture(wave))
+    spent = lambda wave: jnp.mean(divergence(given(wave)), (0, 1))
+    loud, quiet = np.asarray(jax.jit(jax.vmap(spent))(halves))
+    mean, least = (loud + quiet) / 2, np.minimum(loud, quiet)
+    at = np.argmax((mean - least) / mean)
+    model = dataclasses.replace(TINY, free_bits=float((mean[at] + least[at]) / 2))
+    given = {"extra": start(TINY).extra, "step": jnp.int32(0), "key": jax.random.key(2), "shard": Shard("devices")}
+    paid = lambda wave: model.loss(networks(TINY), wave=wave, **given)[1]["components"]
+    each = jax.jit(jax.vmap(paid, axis_name="devices"))(halves)
+    assert each.tolist() == [np.sum(mean > model.free_bits)] * 2
+    assert np.sum(loud > model.free_bits) != np.sum(quiet > model.free_bits)
 
 
 def test_encoding_gives_principal_components_and_decoding_their_sound():
