@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +77,9 @@ LAYERS = {
     "wide padding": Layer(8, (1024,), 64, 64, (7,), (1,), 10),
 }
 
-FORMS, MAPS = ("direct", "phase", "planes"), ("forward", "backward", "kernel")  # planes: of thin layers alone
+MAPS = ("forward", "backward", "kernel")
+SHORT = {"direct": "d", "phase": "p", "matmul": "m", "planes": "n"}  # of a form, in the table
+FORMS = ", ".join(f"{letter} {form}" for form, letter in SHORT.items())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,10 @@ def contestants(layer: Layer) -> dict[str, Callable[[], object]]:
     else:
         padding = conv.pairs(layer.padding, *device, layer.stride, dilation)
         apply = lambda x, w: conv.conv(x, w, layer.stride, padding, dilation, layer.groups)
-    found = maps(layer, padding, dilation, apply, *device)
+    space = (jax.eval_shape(apply, *device) if layer.transposed else x).shape[1:-1]
+    shape = geometry(layer, space, padding, dilation)
+    every = ((name, in_each_form(shape, name, layer.batch)) for name in MAPS)
+    found = {f"{name} {form}": call for name, calls in every for form, call in calls.items()}
     gradients = jax.jit(jax.grad(lambda x, w: jnp.sum(apply(x, w) ** 2), (0, 1)))
     found["chosen"] = lambda: jax.block_until_ready(gradients(*device))
     try:
@@ -112,25 +118,23 @@ def contestants(layer: Layer) -> dict[str, Callable[[], object]]:
     return found
 
 
-def maps(layer: Layer, padding, dilation, apply, x, w) -> dict[str, Callable[[], object]]:
-    """Each map of the layer in each form, compiled while the table says so."""
-    y = apply(x, w)
-    if layer.transposed:  # the backward map of a convolution from y to x
-        x, y, w = y, x, conv.turned(w, layer.groups)
-    shape = geometry(layer, x.shape[1:-1], padding, dilation)
-    calls = {
+def in_each_form(shape: conv.Geometry, name: str, batch: int, dtype: str = "float32") -> dict[str, Callable]:
+    """One map of a convolution in each form that it has, compiled, with numbers of its own."""
+    rng = np.random.default_rng(0)
+    made = lambda *sizes: jnp.asarray(rng.standard_normal(sizes), dtype)
+    x, y = made(batch, *shape.space, shape.channels), made(batch, *shape.frames, shape.features)
+    w = made(*shape.taps, shape.channels // shape.groups, shape.features)
+    function, given = {
         "forward": (conv.forward, (x, w)),
         "backward": (conv.backward, (y, w)),
         "kernel": (conv.kernel_map, (x, y)),
-    }
-    found, kept = {}, conv.FORMS
-    for name, (function, arguments) in calls.items():
-        for form in FORMS if shape.kind == "thin" else FORMS[:2]:
-            conv.FORMS = {jax.default_backend(): {shape.kind: {name: form}}}
-            program = jax.jit(partial(function, shape)).lower(*arguments).compile()
-            found[f"{name} {form}"] = lambda p=program, a=arguments: jax.block_until_ready(p(*a))
-    conv.FORMS = kept
-    return found
+    }[name]
+    calls = {}
+    for form in shape.forms(name):
+        with mock.patch.object(conv.Geometry, "form", lambda *asked, form=form: form):
+            program = jax.jit(partial(function, shape)).lower(*given).compile()
+        calls[form] = lambda program=program: jax.block_until_ready(program(*given))
+    return calls
 
 
 def geometry(layer: Layer, space=(), padding=(), dilation=()) -> conv.Geometry:
@@ -174,8 +178,10 @@ def main(arguments: list[str]) -> None:
     chosen = {name: layer for name, layer in LAYERS.items() if options.only in name}
     if not chosen:
         raise InputError(f"no layer's name holds {options.only!r}: there are {', '.join(LAYERS)}")
-    columns = "".join(f"{name + ' d / p (/ n)':>24}" for name in MAPS)
-    print(f"{jax.devices()[0].device_kind}; ms; d: textbook form, p: phase form, n: planes; GFLOP/s of the textbook")
+    columns = "".join(f"{name:>24}" for name in MAPS)
+    print(
+        f"{jax.devices()[0].device_kind}; ms in the form: d textbook, p phase, m matmul, n planes; textbook's GFLOP/s"
+    )
     print(f"{'layer':32} {'kind':10}{columns} {'all, chosen':>12} {'torch':>8} {'torch / it':>10} {'GFLOP/s':>8}")
     with OtherLoad() as other:
         limit = 2 * 2048**3 / np.median(alternate({"m": matmul()}, 5, 0.3)["m"]) / 1e9
@@ -185,8 +191,8 @@ def main(arguments: list[str]) -> None:
             frames = math.prod(layer.space) / (1 if layer.transposed else math.prod(layer.stride))
             operations = 6 * layer.batch * frames * math.prod(layer.taps) * layer.into * layer.out / layer.groups
             kind = geometry(layer).kind
-            found = ([f"{middle[f'{m} {form}']:.2f}" for form in FORMS if f"{m} {form}" in middle] for m in MAPS)
-            cells = "".join(f"{' / '.join(each):>24}" for each in found)
+            found = ({SHORT[f]: middle[f"{m} {f}"] for f in SHORT if f"{m} {f}" in middle} for m in MAPS)
+            cells = "".join(f"{' '.join(f'{form} {ms:.2f}' for form, ms in each.items()):>24}" for each in found)
             torch_ms = middle.get("torch", float("nan"))
             print(
                 f"{name:32} {kind:10}{cells} {middle['chosen']:12.2f} {torch_ms:8.2f} "

@@ -50,9 +50,7 @@ class Options:
 
 def measure(options: Options, stage: Hashable) -> dict[str, object]:
     """One row: what was measured of this stage of the model."""
-    model = options.model
-    if model.needs_labels and not model.classes:
-        model = dataclasses.replace(model, classes=CLASSES)
+    model = labelled(options.model)
     devices = Devices(options.parallel)
     state = jax.jit(lambda: model.init(jax.random.key(0), model.measure(())), out_shardings=devices.replicated)()
     parameters = {name: sum(leaf.size for leaf in jax.tree.leaves(params)) for name, params in state.params.items()}
@@ -107,6 +105,11 @@ def measure(options: Options, stage: Hashable) -> dict[str, object]:
         **{f"{name}_failed": reason for name, reason in failures.items()},
     }
     return row
+
+
+def labelled(model: Model) -> Model:
+    """With classes, where it wants some."""
+    return dataclasses.replace(model, classes=CLASSES) if model.needs_labels and not model.classes else model
 
 
 def product_size() -> int:

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import sample
 import train
+from jaxaudio.core import InputError
 from jaxaudio.runtime.checkpoint import Checkpoints, abstract
 from jaxaudio.runtime.folder import described
 from jaxaudio.runtime.parallel import Devices
@@ -88,3 +90,19 @@ def test_a_machine_that_has_nothing_of_a_population_splits_the_states_that_the_s
     code, _, err = run(sample.main, "generate", bucket(population), "--out", tmp_path / "x", capsys=capsys)
     assert code == 2
     assert "one in each of" in err
+
+
+def test_every_seeds_save_comes_to_its_end_where_one_fails():
+    ended = []
+
+    def member(problem):
+        def wait():
+            ended.append(problem)
+            if problem:
+                raise InputError(problem)
+
+        return SimpleNamespace(saved=SimpleNamespace(wait=wait))
+
+    with pytest.raises(InputError, match="no room"):
+        train.wait([member(None), member("no room"), member(None)])
+    assert sorted(map(str, ended)) == ["None", "None", "no room"]

@@ -100,13 +100,18 @@ class Geometry(NamedTuple):
             return "narrow"
         return "strided" if max(self.stride) > 1 else "plain"
 
+    def forms(self, name: str) -> list[str]:
+        """All forms of one of its maps that may be the fastest."""
+        plain = len(self.taps) == self.groups == 1 and (name == "forward" or self.stride[0] > 1 == self.dilation[0])
+        more = {"matmul": plain and name != "kernel", "planes": self.kind == "thin"}
+        return ["direct", "phase", *(form for form, there in more.items() if there)]
+
     def form(self, name: str, batch: int) -> str:
         """The form of one of its maps on this platform, for a batch of so many signals."""
         table = FORMS.get(jax.default_backend(), {})
-        simple = len(self.taps) == self.groups == 1 and (name == "forward" or self.stride[0] > 1 == self.dilation[0])
         few = batch * math.prod(self.frames) <= FEW.get(name, 0)
         longer = self.spans[0] > self.space[0]  # XLA on a CPU then takes the kernel for the signal, slowly
-        if simple and (few or longer) and name in table.get("few", {}):
+        if "matmul" in self.forms(name) and (few or longer) and name in table.get("few", {}):
             return table["few"][name]
         return table.get(self.kind, {}).get(name, "direct")
 
