@@ -61,7 +61,8 @@ FORMS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "gpu": {},
     "tpu": {},
 }
-FEW = {"forward": 64, "backward": 256}  # rows (of a batch, the frames of the shorter side) up to which a layer is "few"
+FEW = 64  # rows (of a batch, the frames of the shorter side) up to which a layer is "few"
+FEW_OF_LARGE, LARGE = 256, 1 << 20  # the same of the backward map, where the kernel has so many elements
 THIN = 4  # a layer is "thin" up to so many output channels, and planes up to so many times the input channels
 
 
@@ -109,7 +110,8 @@ class Geometry(NamedTuple):
     def form(self, name: str, batch: int) -> str:
         """The form of one of its maps on this platform, for a batch of so many signals."""
         table = FORMS.get(jax.default_backend(), {})
-        few = batch * math.prod(self.frames) <= FEW.get(name, 0)
+        large = math.prod(self.taps) * self.channels * self.features >= LARGE
+        few = batch * math.prod(self.frames) <= (FEW_OF_LARGE if large and name == "backward" else FEW)
         longer = self.spans[0] > self.space[0]  # XLA on a CPU then takes the kernel for the signal, slowly
         if "matmul" in self.forms(name) and (few or longer) and name in table.get("few", {}):
             return table["few"][name]

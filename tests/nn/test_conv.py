@@ -76,7 +76,7 @@ def test_every_form_computes_what_lax_computes_and_so_do_its_derivatives(case, t
     x, w = arrays(space, into, out, taps, groups)
     padding = C.pairs(padding, x, w, stride, dilation)
     monkeypatch.setattr(C, "FORMS", {**TABLES, **PLANES}[table])
-    monkeypatch.setattr(C, "FEW", dict.fromkeys(C.FEW, 10**6 if table == "matmul" else 0))
+    monkeypatch.setattr(C, "FEW", 10**6 if table == "matmul" else 0)
     both = [
         jax.jit(lambda x, w, f=f: derivatives(lambda x, w: f(x, w, stride, padding, dilation, groups), x, w))
         for f in (C.conv, forms.conv_direct)
@@ -93,7 +93,7 @@ def test_every_transposed_form_computes_what_lax_computes_and_so_do_its_derivati
     ones, (groups,) = (1,) * len(stride), groups or [1]
     padding = C.crops(padding, taps, stride)
     monkeypatch.setattr(C, "FORMS", TABLES[table])
-    monkeypatch.setattr(C, "FEW", dict.fromkeys(C.FEW, 10**6 if table == "matmul" else 0))
+    monkeypatch.setattr(C, "FEW", 10**6 if table == "matmul" else 0)
     ours = lambda x, w: C.conv_transpose(x, w, stride, padding, ones, groups)
     theirs = lambda x, w: forms.conv_transpose_direct(x, w, stride, padding, ones, groups)
     both = [jax.jit(lambda x, w, f=f: derivatives(f, x, w)) for f in (ours, theirs)]
@@ -238,9 +238,14 @@ def test_few_frames_are_computed_by_matrix_products_and_many_are_not():
     shape = C.Geometry((16,), 64, 64, (8,), (4,), ((2, 2),), (1,), 1)
     dilated = shape._replace(dilation=(2,))
     assert (shape.frames, dilated.frames) == ((4,), (2,))
-    for name, few in C.FEW.items():
-        assert shape.form(name, few // 4) == "matmul"
-        assert shape.form(name, few // 4 + 1) != "matmul"
+    large = shape._replace(channels=256, features=512)
+    for of, name, few in (
+        *((of, "forward", C.FEW) for of in (shape, large)),
+        (shape, "backward", C.FEW),
+        (large, "backward", C.FEW_OF_LARGE),
+    ):
+        assert of.form(name, few // 4) == "matmul"
+        assert of.form(name, few // 4 + 1) != "matmul"
     longer = shape._replace(
         space=(16,), taps=(17,), padding=((8, 8),)
     )  # than the signal, which is as slow in any number
