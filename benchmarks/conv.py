@@ -179,9 +179,7 @@ def main(arguments: list[str]) -> None:
     if not chosen:
         raise InputError(f"no layer's name holds {options.only!r}: there are {', '.join(LAYERS)}")
     columns = "".join(f"{name:>24}" for name in MAPS)
-    print(
-        f"{jax.devices()[0].device_kind}; ms in the form: d textbook, p phase, m matmul, n planes; textbook's GFLOP/s"
-    )
+    print(f"{jax.devices()[0].device_kind}; ms in the form: {FORMS}; GFLOP/s of the textbook form, direct")
     print(f"{'layer':32} {'kind':10}{columns} {'all, chosen':>12} {'torch':>8} {'torch / it':>10} {'GFLOP/s':>8}")
     with OtherLoad() as other:
         limit = 2 * 2048**3 / np.median(alternate({"m": matmul()}, 5, 0.3)["m"]) / 1e9

@@ -103,8 +103,8 @@ class Geometry(NamedTuple):
 
     def forms(self, name: str) -> list[str]:
         """All forms of one of its maps that may be the fastest."""
-        plain = len(self.taps) == self.groups == 1 and (name == "forward" or self.stride[0] > 1 == self.dilation[0])
-        more = {"matmul": plain and name != "kernel", "planes": self.kind == "thin"}
+        simple = len(self.taps) == self.groups == 1 and (name == "forward" or self.stride[0] > 1 == self.dilation[0])
+        more = {"matmul": simple and name != "kernel", "planes": self.kind == "thin"}
         return ["direct", "phase", *(form for form, there in more.items() if there)]
 
     def form(self, name: str, batch: int) -> str:
