@@ -215,17 +215,18 @@ def test_given_mels_are_what_it_learns_from():
 
 @pytest.mark.parametrize("name", ["paired, scales", "periodic, magnitudes", "causal"])
 def test_nothing_beyond_the_reach_bears_on_the_sound_and_a_causal_model_does_not_look_ahead(name):
+    """By the gradient, where the faintest influence is seen: in a difference of sounds it would drown in rounding."""
     model = MODELS[name]
     around, net = model.reach, weights(model)["generator"]
     frames = jnp.asarray(normal(1, 4 * around + 5, model.bands))
-    middle, make = frames.shape[1] // 2, jax.jit(Generator(model).apply)
-    changed = frames.at[:, middle].add(1.0)
-    apart = np.asarray(make({"params": net}, changed) - make({"params": net}, frames))[0, :, 0]
-    touched = np.flatnonzero(np.abs(apart) > 1e-9) // model.hop
-    assert touched.max() <= middle + around
-    assert touched.max() >= middle + 0.5 * around, "the reach is stated too wide"
-    assert touched.min() >= middle - (0 if model.causal else around)
-    assert model.causal or touched.min() <= middle - 0.5 * around
+    middle = frames.shape[1] // 2
+    part = slice(middle * model.hop, (middle + 1) * model.hop)
+    slopes = jax.jit(jax.grad(lambda frames: jnp.sum(Generator(model).apply({"params": net}, frames)[:, part])))(frames)
+    bearing = np.flatnonzero(np.any(slopes, (0, 2))) - middle
+    assert bearing.min() >= -around
+    assert bearing.min() <= -0.8 * around, "the reach is stated too wide"
+    assert bearing.max() <= (0 if model.causal else around)
+    assert model.causal or bearing.max() >= 0.8 * around
 
 
 def test_a_part_with_the_reach_around_it_sounds_as_in_the_whole():
