@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from benchmarks.peers.adversarial import follower
+from benchmarks.peers.common import follower
 from benchmarks.peers.rave import Moments
 from jaxaudio.dsp.mel import mel_filters
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.peers import adversarial
-from benchmarks.peers.adversarial import adam, follower, glorot, magnitudes, standardised, uniform
+from benchmarks.peers import common
+from benchmarks.peers.common import adam, follower, glorot, magnitudes, standardised, uniform
 
 SLOPE = 0.2  # of leaky ReLU below zero
 FLOOR = 1e-5  # of the mel magnitudes, before the logarithm
@@ -71,13 +71,13 @@ def update_critic(
 ) -> Tensor:
     """One critic update of binary cross-entropy; returns the loss."""
     loss = lambda fake: (F.softplus(-critic(pictures)) + F.softplus(critic(fake))).mean() / 2
-    return adversarial.update_critic(generator, optimizer, latents, loss)
+    return common.update_critic(generator, optimizer, latents, loss)
 
 
 def update_generator(generator: Generator, critic: Critic, optimizer: torch.optim.Optimizer, latents: Tensor) -> Tensor:
     """One generator update; returns the loss."""
     loss = lambda fake: F.softplus(-critic(fake)).mean()
-    return adversarial.update_generator(generator, critic, optimizer, latents, loss)
+    return common.update_generator(generator, critic, optimizer, latents, loss)
 
 
 def train_step(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.peers.adversarial import adam, descend, follower
+from benchmarks.peers.common import adam, descend, follower
 from jaxaudio.dsp.specgram import FLOOR, bank
 
 Parts = Mapping[int, float]

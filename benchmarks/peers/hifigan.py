@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 from torch.nn.utils.parametrizations import weight_norm
 
-from benchmarks.peers.adversarial import follower
+from benchmarks.peers.common import follower
 from benchmarks.peers.dac import Conv, ConvTranspose, Maps, Periods, Snake, flat
 
 FLOOR, LEAST = 1e-5, 1e-9  # of the mels, and of the power of a bin

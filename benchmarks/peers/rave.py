@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from benchmarks.peers.adversarial import adam, descend, follower, magnitudes
+from benchmarks.peers.common import adam, descend, follower, magnitudes
 from jaxaudio.dsp.pqmf import CENTRED, PAST, SPAN, prototype
 
 AMPLITUDES = 5  # of a frame of noise, per band

@@ -4,14 +4,13 @@ Sounds are [batch, channels, time]. Padding is TensorFlow's SAME, as in the auth
 `load` takes the JAX parameters as they are. What is drawn is an argument of the losses: both sides can be fed the same.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.peers.adversarial import descend
+from benchmarks.peers.common import descend
 
 KERNEL, STRIDE = 31, 2
 EDGES = ((KERNEL - STRIDE) // 2, (KERNEL - STRIDE + 1) // 2)
@@ -120,23 +119,6 @@ def generator_loss(
     """Least squares, and so much of the distance to the clean sounds."""
     scores = critic(torch.cat([fake, noisy], 1), reference)
     return (scores - 1).square().mean() + weight * (fake - clean).abs().mean()
-
-
-@torch.no_grad()
-def load(module: nn.Module, params: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Copies the JAX parameters in: `up.0` here is `up_0` there."""
-    layers = {name.replace(".", "_"): layer for name, layer in module.named_modules() if hasattr(layer, "weight")}
-    if layers.keys() != params.keys():
-        raise ValueError(f"parameters are named {sorted(params)}, the layers are {sorted(layers)}")
-    for name, layer in layers.items():
-        leaves = dict(params[name])
-        if "bias" in leaves:
-            layer.bias.copy_(torch.from_numpy(np.array(leaves.pop("bias"))))
-        (weight,) = leaves.values()
-        if "kernel" in leaves:
-            ends = (-2, -1) if getattr(layer, "transposed", False) else (-1, -2)
-            weight = np.moveaxis(weight, ends, (0, 1))
-        layer.weight.copy_(torch.from_numpy(np.array(weight)))
 
 
 def trainer(model, compiled: bool) -> Callable[[], object]:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.peers import adversarial
-from benchmarks.peers.adversarial import adam, follower, glorot, magnitudes, standardised, uniform, wasserstein
+from benchmarks.peers import common
+from benchmarks.peers.common import adam, follower, glorot, magnitudes, standardised, uniform, wasserstein
 
 KERNEL, STRIDE = 5, 2
 SIDE = 4  # the shorter side of the picture in the innermost layers
@@ -84,12 +84,12 @@ def update_critic(
 ) -> Tensor:
     """One critic update of WGAN-GP; returns the loss. mix [batch]: 0 for the picture, 1 for the generated one."""
     loss = lambda fake: wasserstein((critic,) * 3, pictures, fake, mix, penalty)
-    return adversarial.update_critic(generator, optimizer, latents, loss)
+    return common.update_critic(generator, optimizer, latents, loss)
 
 
 def update_generator(generator: Generator, critic: Critic, optimizer: torch.optim.Optimizer, latents: Tensor) -> Tensor:
     """One generator update; returns the loss."""
-    return adversarial.update_generator(generator, critic, optimizer, latents, lambda fake: -critic(fake).mean())
+    return common.update_generator(generator, critic, optimizer, latents, lambda fake: -critic(fake).mean())
 
 
 def train_step(

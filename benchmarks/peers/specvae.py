@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.peers import adversarial
-from benchmarks.peers.adversarial import descend, follower, glorot, magnitudes
+from benchmarks.peers import common
+from benchmarks.peers.common import descend, follower, glorot, magnitudes
 from jaxaudio.vae.specvae import FLOOR, WARPS, warped
 from jaxaudio.variational import LEAST
 
@@ -136,7 +136,7 @@ def load(autoencoder: Autoencoder, params: Mapping) -> None:
         for name, layer in named.items():
             if hasattr(layer, "weight"):
                 holder.add_module(name, layer)
-        adversarial.load(holder, params[half])
+        common.load(holder, params[half])
     if autoencoder.deviation is not None:
         autoencoder.deviation.data = torch.from_numpy(np.array(params["deviation"]))
 

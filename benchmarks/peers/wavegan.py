@@ -11,10 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.peers import adversarial
-from benchmarks.peers.adversarial import adam, follower, glorot, uniform, wasserstein
-
-load = adversarial.load
+from benchmarks.peers import common
+from benchmarks.peers.common import adam, follower, glorot, uniform, wasserstein
 
 KERNEL = 25
 START = 16  # samples that the generator's first layer makes, and that the critic's last layer sees
@@ -108,7 +106,7 @@ def update_critic(
     """
     scores = [partial(critic, shifts=call) for call in shifts]
     loss = lambda fakes: wasserstein(scores, clips, fakes, mix, gp_weight)
-    return adversarial.update_critic(generator, optimizer, latents, loss)
+    return common.update_critic(generator, optimizer, latents, loss)
 
 
 def update_generator(
@@ -116,7 +114,7 @@ def update_generator(
 ) -> Tensor:
     """One generator update; returns the loss. latents: [batch, latent]."""
     loss = lambda fakes: -critic(fakes, shifts).mean()
-    return adversarial.update_generator(generator, critic, optimizer, latents, loss)
+    return common.update_generator(generator, critic, optimizer, latents, loss)
 
 
 def train_step(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.peers.adversarial import adam, follower
+from benchmarks.peers.common import adam, follower
 
 REACH = 2  # frames to either side that the upsampling sees
 BYTE = 256

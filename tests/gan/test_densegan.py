@@ -90,7 +90,7 @@ def levels(model, wave):
 def test_the_networks_and_both_gradients_equal_pytorchs():
     """Outputs, the losses of binary cross-entropy and their gradients, of stereo pictures and two hidden layers."""
     torch = pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
-    from benchmarks.peers import adversarial
+    from benchmarks.peers import common
     from benchmarks.peers import densegan as peer
 
     fields = {"channels": 2, "generator_widths": (7, 9), "critic_widths": (9, 7)}
@@ -102,7 +102,7 @@ def test_the_networks_and_both_gradients_equal_pytorchs():
     }
     generator, critic = (make() for make in modules.values())
     for module, name in ((generator, "generator"), (critic, "critic")):
-        adversarial.load(module, jax.tree.map(np.asarray, params[name]))
+        common.load(module, jax.tree.map(np.asarray, params[name]))
 
     @jax.jit
     def ours(params):
@@ -129,7 +129,7 @@ def test_the_networks_and_both_gradients_equal_pytorchs():
         loss, gradient = updates[name]
         np.testing.assert_allclose(loss, their_losses[name], rtol=1e-4)
         like = modules[name]()
-        adversarial.load(like, jax.tree.map(np.asarray, gradient))
+        common.load(like, jax.tree.map(np.asarray, gradient))
         for a, b in zip(like.parameters(), trained.parameters(), strict=True):
             np.testing.assert_allclose(a.detach(), b.grad, rtol=1e-3, atol=1e-5)
 

@@ -54,7 +54,7 @@ def batch(model):
 @pytest.mark.parametrize("parts", [{1: 1.0}, HALF], ids=["stable", "blending"])
 def test_the_networks_and_both_gradients_equal_pytorchs(parts):
     torch = pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
-    from benchmarks.peers import adversarial
+    from benchmarks.peers import common
     from benchmarks.peers import gansynth as peer
 
     model = dataclasses.replace(TINY, channels=2, slopes="normalised" if len(parts) > 1 else "unnormalised")
@@ -79,7 +79,7 @@ def test_the_networks_and_both_gradients_equal_pytorchs(parts):
     fake, updates = ours(params)
     nets = {"generator": peer.Generator(model), "critic": peer.Critic(model)}
     for name, net in nets.items():
-        adversarial.load(net, jax.tree.map(np.asarray, params[name]))
+        common.load(net, jax.tree.map(np.asarray, params[name]))
     given = torch.tensor(np.array(latent)), torch.tensor(np.array(label)).long()
     theirs = nets["generator"](*given, parts).detach()
     np.testing.assert_allclose(fake, theirs.movedim(1, -1), rtol=1e-4, atol=1e-5)
@@ -94,7 +94,7 @@ def test_the_networks_and_both_gradients_equal_pytorchs(parts):
         np.testing.assert_allclose(loss, losses[name].detach(), rtol=1e-4)
         slopes = torch.autograd.grad(losses[name], list(net.parameters()), allow_unused=True)
         like = type(net)(model)
-        adversarial.load(like, jax.tree.map(np.asarray, gradient))
+        common.load(like, jax.tree.map(np.asarray, gradient))
         for a, b in zip(like.parameters(), slopes, strict=True):
             b = torch.zeros_like(a) if b is None else b
             np.testing.assert_allclose(a.detach(), b, rtol=1e-3, atol=1e-4 * max(1.0, float(b.abs().max())))

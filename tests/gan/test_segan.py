@@ -47,6 +47,7 @@ def restorer(model):
 
 def test_both_losses_and_gradients_equal_pytorchs():
     torch = pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
+    from benchmarks.peers import common
     from benchmarks.peers import segan as peer
 
     model, rows = dataclasses.replace(TINY, channels=2, widths=(3, 5)), 4
@@ -71,7 +72,7 @@ def test_both_losses_and_gradients_equal_pytorchs():
     }
     nets = {name: make() for name, make in modules.items()}
     for name, net in nets.items():
-        peer.load(net, jax.tree.map(np.asarray, state.params[name]))
+        common.load(net, jax.tree.map(np.asarray, state.params[name]))
     as_torch = lambda x: torch.tensor(np.array(x)).mT
     clean, noisy, reference = (as_torch(x) for x in given.values())
     made = nets["generator"](noisy, as_torch(z))
@@ -85,7 +86,7 @@ def test_both_losses_and_gradients_equal_pytorchs():
         np.testing.assert_allclose(loss, theirs[name].item(), rtol=1e-5)
         found = torch.autograd.grad(theirs[name], list(net.parameters()))
         like = modules[name]()
-        peer.load(like, jax.tree.map(np.asarray, gradient))
+        common.load(like, jax.tree.map(np.asarray, gradient))
         largest = max(float(x.norm()) for x in found)
         for (label, a), b in zip(like.named_parameters(), found, strict=True):
             assert float((a.detach() - b).norm()) <= 1e-4 * float(b.norm()) + 1e-6 * largest, f"{name} {label}"
@@ -93,13 +94,14 @@ def test_both_losses_and_gradients_equal_pytorchs():
 
 def test_the_pytorch_model_takes_a_step_and_refuses_what_it_lacks():
     pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
+    from benchmarks.peers import common
     from benchmarks.peers import segan as peer
 
     assert all(np.isfinite(float(loss)) for loss in peer.trainer(TINY, False)())
     with pytest.raises(ValueError, match="computes in float32"):
         peer.trainer(dataclasses.replace(TINY, dtype="bfloat16"), False)
     with pytest.raises(ValueError, match="parameters are named"):
-        peer.load(peer.Critic(TINY.widths, 1, TINY.segment), {"down_0": {}})
+        common.load(peer.Critic(TINY.widths, 1, TINY.segment), {"down_0": {}})
 
 
 def test_pmap_sees_the_gradients_of_jit(monkeypatch):

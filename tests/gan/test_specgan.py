@@ -85,7 +85,7 @@ def levels(wave, window, hop):
 def test_the_networks_and_both_gradients_equal_pytorchs():
     """Outputs, the losses of WGAN-GP and their gradients, penalty included, of stereo pictures longer than high."""
     torch = pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
-    from benchmarks.peers import adversarial
+    from benchmarks.peers import common
     from benchmarks.peers import specgan as peer
 
     model, n, key = dataclasses.replace(TINY, channels=2, segment=512), 4, jax.random.key(9)
@@ -93,7 +93,7 @@ def test_the_networks_and_both_gradients_equal_pytorchs():
     generator = peer.Generator(model.width, model.shape, model.channels, model.latent)
     critic = peer.Critic(model.width, model.shape, model.channels)
     for module, name in ((generator, "generator"), (critic, "critic")):
-        adversarial.load(module, jax.tree.map(np.asarray, params[name]))
+        common.load(module, jax.tree.map(np.asarray, params[name]))
 
     @jax.jit
     def ours(params):
@@ -123,11 +123,11 @@ def test_the_networks_and_both_gradients_equal_pytorchs():
 
 def same_update(ours, their_loss, trained, like):
     """The loss, and the gradients that `trained` has kept; `like`: a module to load ours into."""
-    from benchmarks.peers import adversarial
+    from benchmarks.peers import common
 
     loss, gradient = ours
     np.testing.assert_allclose(loss, their_loss, rtol=1e-4)
-    adversarial.load(like, jax.tree.map(np.asarray, gradient))
+    common.load(like, jax.tree.map(np.asarray, gradient))
     for a, b in zip(like.parameters(), trained.parameters(), strict=True):
         np.testing.assert_allclose(a.detach(), b.grad, rtol=1e-3, atol=1e-4)
 

@@ -32,6 +32,7 @@ def clips(model, n):
 def test_the_networks_and_the_critics_gradient_equal_pytorchs(channels):
     """Outputs, the WGAN-GP loss and its gradient with the penalty in it, with the same random numbers on both sides."""
     torch = pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
+    from benchmarks.peers import common
     from benchmarks.peers import wavegan as peer
 
     model, n, key = dataclasses.replace(TINY, channels=channels, segment=256), 4, jax.random.key(9)
@@ -39,7 +40,7 @@ def test_the_networks_and_the_critics_gradient_equal_pytorchs(channels):
     generator = peer.Generator(model.width, model.segment, channels, model.latent)
     critic = peer.Critic(model.width, model.segment, channels, model.shuffle)
     for module, name in ((generator, "generator"), (critic, "critic")):
-        peer.load(module, jax.tree.map(np.asarray, params[name]))
+        common.load(module, jax.tree.map(np.asarray, params[name]))
 
     latent = model.latents(key, n)
     made = jax.jit(lambda g, latent: model.generated(g, {}, latent, jnp.zeros(n, int), Shard())[0])
@@ -60,7 +61,7 @@ def test_the_networks_and_the_critics_gradient_equal_pytorchs(channels):
     )
     np.testing.assert_allclose(value, their_value, rtol=1e-4)
     gradient = peer.Critic(model.width, model.segment, channels, model.shuffle)
-    peer.load(gradient, jax.tree.map(np.asarray, grads))
+    common.load(gradient, jax.tree.map(np.asarray, grads))
     for ours, theirs in zip(gradient.parameters(), critic.parameters(), strict=True):
         np.testing.assert_allclose(ours.detach(), theirs.grad, rtol=1e-3, atol=1e-4)
 

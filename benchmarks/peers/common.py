@@ -1,4 +1,4 @@
-"""What the GANs in plain PyTorch share: the updates of both networks, their start, and the pictures of spectrograms.
+"""What the models in plain PyTorch share: updates, averaged weights, the JAX parameters, pictures of spectrograms.
 
 Signals are [batch, channels, ...]; a critic maps them to scores [batch]. Randomness is an argument of the updates: both
 sides of a comparison can be fed the same.
@@ -28,18 +28,23 @@ def adam(module: nn.Module, rate: float = 1e-4, betas: tuple[float, float] = (0.
 
 @torch.no_grad()
 def load(module: nn.Module, params: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Copies the JAX parameters in: a `kernel` and a `bias` for every layer, `up.0` here being `up_0` there.
+    """Copies the JAX parameters in: one weight, by any name, and a `bias` if there is one; `up.0` here is `up_0` there.
 
     Kernels are [in, out] for dense layers and [*taps, in, out] for both kinds of convolution; neither kind is flipped.
+    Raises ValueError where layers are named otherwise.
     """
     layers = {name.replace(".", "_"): layer for name, layer in module.named_modules() if hasattr(layer, "weight")}
     if layers.keys() != params.keys():
         raise ValueError(f"parameters are named {sorted(params)}, the layers are {sorted(layers)}")
     for name, layer in layers.items():
-        ends = (-2, -1) if getattr(layer, "transposed", False) else (-1, -2)
-        kernel = np.moveaxis(params[name]["kernel"], ends, (0, 1))
-        layer.weight.copy_(torch.from_numpy(kernel.copy()))
-        layer.bias.copy_(torch.from_numpy(np.array(params[name]["bias"])))
+        leaves = dict(params[name])
+        if "bias" in leaves:
+            layer.bias.copy_(torch.from_numpy(np.array(leaves.pop("bias"))))
+        (weight,) = leaves.values()
+        if "kernel" in leaves:
+            ends = (-2, -1) if getattr(layer, "transposed", False) else (-1, -2)
+            weight = np.moveaxis(weight, ends, (0, 1))
+        layer.weight.copy_(torch.from_numpy(np.array(weight)))
 
 
 def uniform(shape: Sequence[int], device: torch.device) -> Tensor:
