@@ -71,7 +71,7 @@ def measure(options: Options, stage: Hashable) -> dict[str, object]:
 
     size = product_size()
     contestants, failures = {"jax": step, "matmul": matmul(model.dtype, size)}, {}
-    exists = importlib.util.find_spec(f"benchmarks.peers.{zoo.name_of(model)}") is not None
+    exists = has_peer(model)
     if options.against != "none" and exists:
         for name in ("torch", "torch.compile")[: 1 if options.against == "eager" else 2]:
             try:
@@ -116,6 +116,11 @@ def product_size() -> int:
     """Rows of the matrix product whose rate is the machine's limit: on an accelerator a small one would measure what a
     call costs."""
     return MATMUL if jax.default_backend() == "cpu" else LARGE_MATMUL
+
+
+def has_peer(model: Model) -> bool:
+    """Whether there is the same model in PyTorch."""
+    return importlib.util.find_spec(f"benchmarks.peers.{zoo.name_of(model)}") is not None
 
 
 def beside(model: Model, stage: Hashable, compiled: bool) -> Callable[[], object]:

@@ -1,6 +1,7 @@
 """What only the classifier promises."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -40,37 +41,67 @@ def test_the_published_front_ends_have_the_published_pictures():
     assert zoo.load("classifier:cnn14").shape == (1001, 64)
 
 
-def test_cnn14s_blocks_equal_pytorchs():
-    """Convolutions, batch norm by running statistics, pooling, mean and maximum over time, as the official code."""
+@pytest.mark.parametrize("network", ["panns", "sc09"])
+def test_logits_losses_and_gradients_equal_pytorchs(network):
+    """Logits by running statistics; losses by those of the batch, without what is drawn."""
     torch = pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
-    F = torch.nn.functional
-    model = dataclasses.replace(TINY, dtype="float32")
-    variables = jax.jit(lambda: model.module.init(jax.random.key(1), jnp.zeros((1, *model.shape, 1)), None, Shard()))()
-    moved = lambda tree: jax.tree.map(lambda x: x + 0.1 * jax.random.uniform(jax.random.key(x.size), x.shape), tree)
-    params, statistics = moved(variables["params"]), moved(variables["batch_stats"])
-    picture = jax.random.normal(jax.random.key(2), (2, *model.shape, 1))
-    given = {"params": params, "batch_stats": statistics}
-    ours, embedding = model.module.apply(given, picture, None, Shard())
+    from benchmarks.peers import classifier as peer
+    from benchmarks.peers import common
 
-    as_torch = lambda x: torch.tensor(np.array(x))
-    norm = lambda x, name: F.batch_norm(
-        x,
-        *(as_torch(statistics[name][k]) for k in ("mean", "var")),
-        *(as_torch(params[name][k]) for k in ("scale", "bias")),
-    )
-    x = as_torch(picture).permute(0, 2, 1, 3)  # mels as channels: the first batch norm goes over them
-    x = norm(x, "norm_mels").permute(0, 3, 2, 1)
-    for i in range(len(model.widths)):
-        for n in (0, 1):
-            kernel = as_torch(params[f"conv_{i}_{n}"]["kernel"]).permute(3, 2, 0, 1)
-            x = F.relu(norm(F.conv2d(x, kernel, padding=1), f"norm_{i}_{n}"))
-        x = F.avg_pool2d(x, 2) if i + 1 < len(model.widths) else x
-    x = x.mean(3)
-    x = x.amax(2) + x.mean(2)
-    dense = lambda x, name: x @ as_torch(params[name]["kernel"]) + as_torch(params[name]["bias"])
-    x = F.relu(dense(x, "hidden"))
-    np.testing.assert_allclose(embedding, x, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(ours, dense(x, "classes"), rtol=1e-4, atol=1e-5)
+    drawn = {"time_masks": 0, "mel_masks": 0, **dict.fromkeys(("dropout", "mixup", "warp", "shift"), 0.0)}
+    model = dataclasses.replace(TINY, network=network, channels=2, smoothing=0.1, **drawn)
+    moved = lambda tree: jax.tree.map(lambda x: x + 0.1 * jax.random.uniform(jax.random.key(x.size), x.shape), tree)
+    state = jax.jit(lambda: model.init(jax.random.key(1), {}))()
+    params, statistics = moved(state.params["network"]), moved(state.extra["statistics"])
+    batch = Batch(waves(4, model), jnp.array([0, 2, 1, 1]))
+    loss = partial(model.loss, batch=batch, statistics=statistics, key=jax.random.key(3), shard=Shard())
+    (value, _), slopes = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    logits, _ = jax.jit(model.classify)({"network": params, "statistics": statistics}, batch.wave)
+
+    net, like = peer.network_of(model), peer.network_of(model)
+    common.load(net, jax.device_get(params))
+    common.load(like, jax.device_get(slopes))
+    for name, seen in statistics.items():
+        net[name].running_mean.copy_(torch.tensor(np.array(seen["mean"])))
+        net[name].running_var.copy_(torch.tensor(np.array(seen["var"])))
+    picture = peer.picture(model, torch.from_numpy(model.filters), torch.tensor(np.array(batch.wave)).mT)
+    np.testing.assert_allclose(logits, net.eval()(picture, None).detach(), rtol=1e-4, atol=1e-5)
+    theirs = peer.loss(model, net.train(), picture, torch.tensor(np.array(batch.label)).long(), None)
+    np.testing.assert_allclose(value, theirs.item(), rtol=1e-5)
+    found = torch.autograd.grad(theirs, list(net.parameters()))
+    largest = max(float(x.norm()) for x in found)
+    for (name, ours), x in zip(like.named_parameters(), found, strict=True):
+        assert float((ours.detach() - x).norm()) <= 1e-4 * float(x.norm()) + 1e-6 * largest, name
+
+
+@pytest.mark.parametrize("fields", [{}, {"network": "sc09", "optimizer": "sgd"}, {"optimizer": "amsgrad"}], ids=str)
+def test_the_pytorch_model_takes_a_step_with_all_that_is_drawn(fields):
+    pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
+    from benchmarks.peers import classifier as peer
+
+    step = peer.trainer(dataclasses.replace(TINY, mixup=0.5, warp=0.2, shift=0.2, **fields), False)
+    assert np.isfinite(float(step()))
+    with pytest.raises(ValueError, match="computes in float32"):
+        peer.trainer(dataclasses.replace(TINY, dtype="bfloat16"), False)
+
+
+def test_in_pytorch_too_a_warp_stretches_a_shift_moves_and_masks_hide_whole_stripes():
+    torch = pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
+    from benchmarks.peers import classifier as peer
+
+    model, ramp = dataclasses.replace(TINY, warp=0.0, shift=0.5), torch.arange(8.0)
+    moved = peer.augmented(model, ramp[None, None, :, None].expand(64, 1, 8, 16))[:, 0]
+    assert {int(row[0, 0]) for row in moved} == {0, 1, 2, 3, 4, 5, 6, 7}
+    assert (moved.diff(dim=1) % 8 == 1).all()
+    bands = peer.augmented(dataclasses.replace(TINY, warp=0.5, shift=0.0), ramp.expand(64, 1, 3, 8))[:, 0, 0]
+    factors = bands[:, 1]
+    assert factors.min() < 0.6 < 1.4 < factors.max()
+    torch.testing.assert_close(bands, (factors[:, None] * ramp).clamp(max=7))
+    hidden = peer.hidden_stripes(torch.ones(64, 2, 20, 9), 2, 1, 6)[:, 0]
+    assert (hidden == hidden[..., :1]).all()
+    assert set((hidden[..., 0] == 0).sum(1).tolist()) == set(range(7))
+    x, share = torch.arange(8.0).reshape(4, 2), torch.tensor([0.1, 0.2, 0.3, 0.4])
+    torch.testing.assert_close(peer.mixed(x, share), share[:, None] * x + (1 - share[:, None]) * x[[1, 0, 3, 2]])
 
 
 def test_mixup_mixes_a_pair_with_each_other_and_no_one_else():

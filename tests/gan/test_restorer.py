@@ -1,6 +1,7 @@
 """The restorer: what it damages, what fills a gap before it learns anything, what is compared."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,59 @@ def damaged(*damages: str, **fields):
     model, given = dataclasses.replace(TINY, damages=damages, **fields), batch()
     harmed, gap = jax.jit(lambda b, key: model.damaged(b, key, Shard()))(given, jax.random.key(3))
     return given.wave, np.asarray(harmed), np.asarray(gap)
+
+
+def test_losses_and_gradients_equal_pytorchs():
+    torch = pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
+    from benchmarks.peers import common, dac
+    from benchmarks.peers import restorer as peer
+
+    model = dataclasses.replace(TINY, damages=("noise",), channels=2, dilations=(1, 4))
+    params = jax.jit(lambda: model.init(jax.random.key(0), {}).params)()
+    moved = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
+    generator, critic = (jax.tree.map(moved, params[name]) for name in ("generator", "critic"))
+    clean = jnp.concatenate([tones(3, model), 0.5 * tones(3, model)[:, ::-1]], -1)
+    harmed = clean + 0.1 * jax.random.normal(jax.random.key(1), clean.shape)
+    prepared, gap = {"filled": harmed, "gap": None, "hiss": None}, jnp.zeros(clean.shape[:2])
+
+    @jax.jit
+    def ours(generator, critic):
+        made, slope = model.made(generator, **prepared), partial(jax.value_and_grad, has_aux=True)
+        of_made = lambda known: partial(model.generator_loss, clean=clean, gap=gap, prepared=prepared, critic=known)
+        judged = partial(model.critic_loss, pair=model.compared(clean, made, gap))
+        alone, both = (slope(of_made(known))(generator) for known in (None, critic))
+        return alone, both, slope(judged)(critic)
+
+    as_torch = lambda x: torch.tensor(np.array(x)).mT
+    net, judge = peer.Generator(model), peer.critic_of(model)
+    common.load(net, jax.device_get(generator))
+    dac.load(judge, jax.device_get(critic))
+    made, sounds = net(as_torch(harmed)), as_torch(clean)
+    theirs = [
+        (net, common.load, peer.generator_loss(model, None, sounds, made)),
+        (net, common.load, peer.generator_loss(model, judge, sounds, made)),
+        (judge, dac.load, peer.critic_loss(judge, peer.heard(model, sounds), peer.heard(model, made))),
+    ]
+    for ((value, _), slopes), (module, load, loss) in zip(ours(generator, critic), theirs, strict=True):
+        np.testing.assert_allclose(value, loss.item(), rtol=1e-5)
+        like = peer.Generator(model) if module is net else peer.critic_of(model)
+        load(like, jax.device_get(slopes))
+        found = torch.autograd.grad(loss, list(module.parameters()), retain_graph=True)
+        largest = max(float(x.norm()) for x in found)
+        for (name, own), x in zip(like.named_parameters(), found, strict=True):
+            assert float((own.detach() - x).norm()) <= 1e-4 * float(x.norm()) + 1e-6 * largest, name
+
+
+def test_the_pytorch_model_takes_a_step_and_refuses_what_it_lacks():
+    pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
+    from benchmarks.peers import restorer as peer
+
+    model = dataclasses.replace(TINY, damages=("noise",))
+    for stage in model.variants:
+        assert np.isfinite(float(peer.trainer(model, False, stage)()))
+    for fields in ({"dtype": "bfloat16"}, {"damages": ("noise", "gap")}):
+        with pytest.raises(ValueError, match="takes noise off in float32"):
+            peer.trainer(dataclasses.replace(model, **fields), False, "alone")
 
 
 def test_noise_has_a_level_within_the_bounds():

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +78,35 @@ def test_bits_are_those_of_the_probabilities_that_drew_the_codes_whatever_the_pa
     chosen = np.take_along_axis(np.asarray(nats), np.asarray(codes).transpose(2, 1, 0)[..., None], -1)[..., 0]
     np.testing.assert_allclose(BITS(params(), codes, LABEL), -chosen.mean(1).T / np.log(2), rtol=1e-5)
     assert codes.shape[1] % (TINY.segment // TINY.hop), "the last part is shorter than the others"
+
+
+def test_losses_and_gradients_equal_pytorchs():
+    torch = pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
+    from benchmarks.peers import tokengru as peer
+
+    codes, masks = codes_of(4), TINY.masks(jax.random.split(KEY, ROWS))
+    loss = partial(TINY.loss, codes=codes, label=LABEL, masks=masks)
+    (value, _), slopes = jax.jit(jax.value_and_grad(loss, has_aux=True))(params())
+    net, like = peer.TokenGRU(TINY), peer.TokenGRU(TINY)
+    peer.load(net, jax.device_get(params()))
+    peer.load(like, jax.device_get(slopes))
+    as_torch = lambda x: torch.tensor(np.array(x))
+    theirs = net(as_torch(codes).long(), as_torch(LABEL).long(), tuple(map(as_torch, masks)))
+    np.testing.assert_allclose(value, theirs.item(), rtol=1e-5)
+    found = torch.autograd.grad(theirs, list(net.parameters()))
+    largest = max(float(x.norm()) for x in found)
+    for (name, ours), x in zip(like.named_parameters(), found, strict=True):
+        assert float((ours.detach() - x).norm()) <= 1e-4 * float(x.norm()) + 1e-6 * largest, name
+
+
+def test_the_pytorch_model_takes_a_step_and_refuses_what_it_lacks():
+    pytest.importorskip("torch", reason="the parity with PyTorch needs the extra `compare`")
+    from benchmarks.peers import tokengru as peer
+
+    for fields in ({}, {"conditional": False, "dropout": 0.0}):
+        assert np.isfinite(float(peer.trainer(dataclasses.replace(TINY, **fields), False)()))
+    with pytest.raises(ValueError, match="computes in float32"):
+        peer.trainer(dataclasses.replace(TINY, dtype="bfloat16"), False)
 
 
 def test_codes_drawn_in_parts_behind_what_was_heard_are_those_drawn_at_once_and_rows_differ():
