@@ -78,7 +78,7 @@ LAYERS = {
 }
 
 MAPS = ("forward", "backward", "kernel")
-SHORT = {"direct": "d", "phase": "p", "matmul": "m", "planes": "n"}  # of a form, in the table
+SHORT = {"direct": "d", "phase": "p", "matmul": "m", "planes": "n", "crossed": "c"}  # of a form, in the table
 FORMS = ", ".join(f"{letter} {form}" for form, letter in SHORT.items())
 
 

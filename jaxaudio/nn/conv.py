@@ -8,7 +8,8 @@ numbers as one stride-1 convolution: a stride s folds s neighbouring frames of t
 convolution makes s frames as channels and unfolds them, and over one axis a layer of few channels folds more
 (`blocks`). On a few frames, as in a stream, what costs is to read the kernel, and the *matmul form* reads it as it
 lies. A layer of few output channels, as the last of a generator or a critic, is one matrix product and shifted sums in
-the *planes form*. `FORMS` says which form is used where; `python -m benchmarks.conv` measures it.
+the *planes form*. The kernel map of a picture is one matrix product of windows of both in the *crossed form*. `FORMS`
+says which form is used where; `python -m benchmarks.conv` measures it.
 
 Parameters are canonical whatever the form. A convolution's kernel is [*taps, in / groups, out]:
     y[t] = sum_k x[t * stride + k * dilation - left] kernel[k]
@@ -37,6 +38,7 @@ from jaxaudio.nn.forms import (
     conv_transpose_matmul,
     conv_transpose_phase,
     conv_transpose_planes,
+    kernel_crossed,
     kernel_planes,
 )
 
@@ -54,6 +56,7 @@ FORMS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "few": {"forward": "matmul", "backward": "matmul"},
         "thin": {"forward": "planes", "backward": "planes", "kernel": "planes"},
         "plain": {"forward": "phase", "backward": "phase", "kernel": "phase"},
+        "picture": {"forward": "phase", "backward": "phase", "kernel": "crossed"},
         "narrow": {"forward": "phase", "backward": "phase", "kernel": "phase"},
         "strided": {"backward": "phase"},
         "grouped": {"forward": "phase", "backward": "phase", "kernel": "phase"},
@@ -99,12 +102,13 @@ class Geometry(NamedTuple):
             return "thin"
         if len(self.stride) == 1 and blocks(self.stride[0] * self.channels) > 1:
             return "narrow"
-        return "strided" if max(self.stride) > 1 else "plain"
+        return "strided" if max(self.stride) > 1 else "plain" if len(self.stride) == 1 else "picture"
 
     def forms(self, name: str) -> list[str]:
         """All forms of one of its maps that may be the fastest."""
         simple = len(self.taps) == self.groups == 1 and (name == "forward" or self.stride[0] > 1 == self.dilation[0])
-        more = {"matmul": simple and name != "kernel", "planes": self.kind == "thin"}
+        crossed = name == "kernel" and self.groups == max(self.stride) == 1
+        more = {"matmul": simple and name != "kernel", "planes": self.kind == "thin", "crossed": crossed}
         return ["direct", "phase", *(form for form, there in more.items() if there)]
 
     def form(self, name: str, batch: int) -> str:
@@ -115,7 +119,8 @@ class Geometry(NamedTuple):
         longer = self.spans[0] > self.space[0]  # XLA on a CPU then takes the kernel for the signal, slowly
         if "matmul" in self.forms(name) and (few or longer) and name in table.get("few", {}):
             return table["few"][name]
-        return table.get(self.kind, {}).get(name, "direct")
+        form = table.get(self.kind, {}).get(name, "direct")
+        return form if form in self.forms(name) else "direct"
 
 
 def conv(
@@ -167,6 +172,8 @@ def backward(shape: Geometry, y: Result, kernel: Kernel) -> Signal:
 def kernel_map(shape: Geometry, x: Signal, y: Result) -> Kernel:
     """The adjoint of `forward` in its kernel: what the gradient of the weights is."""
     name = shape.form("kernel", len(x))
+    if name == "crossed":
+        return kernel_crossed(x, y, shape.taps, shape.padding, shape.dilation)
     if name == "planes":
         return kernel_planes(x, y, shape.taps, shape.padding, shape.dilation)
     form = {"direct": conv_direct, "phase": conv_phase}[name]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 BLOCK_CHANNELS = 16  # a folded signal of fewer channels than this is folded further: see `blocks`
+CACHED = 4_500_000  # bytes of the windows that `kernel_crossed` makes at a time
 
 
 def _numbers(axes: int) -> tuple[str, str, str]:
@@ -108,6 +109,72 @@ def kernel_planes(x, y, taps, padding, dilation):
     moved = jnp.stack([_pad(planes, [(0, 0, 0), (0, 0, 0), *edge]) for edge in back])
     columns = moved.reshape(-1, math.prod(x.shape[:-1])) @ x.reshape(-1, x.shape[-1])
     return jnp.moveaxis(columns.reshape(*taps, y.shape[-1], x.shape[-1]), -1, -2)
+
+
+def kernel_crossed(x, y, taps, padding, dilation):
+    """The adjoint of `conv_direct` in its kernel, with stride 1, without groups: one matrix product of windows of x,
+    some taps each, with windows of y that lie so many taps apart.
+
+    Neither side is then much narrower than the other, as a kernel is whose taps all go to one of them. The windows are
+    made of some rows at a time, so that they are multiplied while they are in the cache; but on several devices a loop
+    over rows would add up their sums at every turn, and all are made at once.
+    """
+    splits = _splits(taps, x.shape[-1], y.shape[-1])
+    of_x, of_y = [], []
+    for n, frames, (a, b), (left, _), d in zip(x.shape[1:-1], y.shape[1:-1], splits, padding, dilation, strict=True):
+        far, near = (a - 1) * b * d, (b - 1) * d  # how far the last window of y, and of x, lies from the first
+        first, last = max(0, left - near), min(frames + far, left + n)  # beyond them x is all zeros
+        length = last - first
+        of_x.append(((left - first, length + near - (left - first) - n, 0), [r * d for r in range(b)], length))
+        of_y.append(((far - first, last - frames, 0), [far - q * b * d for q in range(a)], length))
+
+    def product(rows):
+        windows = [_windows(each, sides) for each, sides in zip(rows, (of_x, of_y), strict=True)]
+        exact = jnp.promote_types(x.dtype, jnp.float32)
+        return jax.lax.dot_general(*windows, (((0,), (0,)), ((), ())), preferred_element_type=exact)
+
+    parts = _parts(len(x), math.prod(part[2] for part in of_x), splits, x, y)
+    if parts == 1:
+        total = product((x, y))
+    else:
+        rows = [each.reshape(parts, len(x) // parts, *each.shape[1:]) for each in (x, y)]
+        like = jax.eval_shape(product, [each[0] for each in rows])
+        start = jnp.zeros(like.shape, like.dtype)
+        total, _ = jax.lax.scan(lambda total, rows: (total + product(rows), None), start, rows)
+    axes = len(taps)
+    total = total.reshape(*(b for _, b in splits), x.shape[-1], *(a for a, _ in splits), y.shape[-1])
+    order = [n for axis in range(axes) for n in (axes + 1 + axis, axis)]
+    total = total.transpose(*order, axes, 2 * axes + 1)
+    total = total.reshape(*(a * b for a, b in splits), x.shape[-1], y.shape[-1])
+    return jax.lax.slice(total, [0] * total.ndim, [*taps, x.shape[-1], y.shape[-1]]).astype(x.dtype)
+
+
+def _splits(taps, into, out):
+    """Per axis (windows of y, windows of x): so that they hold all taps, and as few numbers as can be."""
+    each = [[(a, -(-k // a)) for a in range(1, k + 1)] for k in taps]
+    width = lambda splits: math.prod(b for _, b in splits) * into + math.prod(a for a, _ in splits) * out
+    return min(itertools.product(*each), key=width)
+
+
+def _parts(rows, positions, splits, x, y):
+    """In how many parts the rows are taken."""
+    if jax.device_count() > 1:
+        return 1
+    width = math.prod(b for _, b in splits) * x.shape[-1] + math.prod(a for a, _ in splits) * y.shape[-1]
+    size = positions * width * x.dtype.itemsize
+    return next(n for n in range(1, rows + 1) if rows % n == 0 and (n == rows or rows // n * size <= CACHED))
+
+
+def _windows(x, sides):
+    """[batch * positions, windows * channels]; sides: per axis how it is padded, where the windows begin, their
+    length."""
+    x = _pad(x, [(0, 0, 0), *(edge for edge, _, _ in sides), (0, 0, 0)])
+    lengths = [length for _, _, length in sides]
+    cut = lambda begin: jax.lax.slice(
+        x, [0, *begin, 0], [len(x), *(n + m for n, m in zip(begin, lengths, strict=True)), x.shape[-1]]
+    )
+    found = jnp.stack([cut(begin) for begin in itertools.product(*(starts for _, starts, _ in sides))], -2)
+    return found.reshape(len(x) * math.prod(lengths), -1)
 
 
 def _moves(taps, padding, dilation):

@@ -43,7 +43,14 @@ TRANSPOSED = {
 }
 PHASE = {"cpu": {kind: {"forward": "phase", "backward": "phase", "kernel": "phase"} for kind in C.FORMS["cpu"]}}
 MATMUL = {"cpu": {"few": {"forward": "matmul", "backward": "matmul"}}}
-TABLES = {"phase": PHASE, "direct": {}, "matmul": MATMUL}  # each map has its form: these cover every mixture
+CROSSED = {"cpu": {kind: {"kernel": "crossed"} for kind in C.FORMS["cpu"]}}
+TABLES = {
+    "phase": PHASE,
+    "direct": {},
+    "matmul": MATMUL,
+    "crossed": CROSSED,
+    "parts": CROSSED,
+}  # each map has its form: these cover every mixture
 PLANES = {"planes": {"cpu": {"thin": C.FORMS["cpu"]["thin"]}}}
 
 
@@ -61,6 +68,15 @@ def derivatives(f, x, w):
     return f(x, w), *jax.grad(loss, (0, 1))(x, w), *jax.grad(penalty, (0, 1))(x, w)
 
 
+def by(table, monkeypatch):
+    """Every map is in the form of this table; "parts": some rows at a time."""
+    monkeypatch.setattr(C, "FORMS", {**TABLES, **PLANES}[table])
+    monkeypatch.setattr(C, "FEW", 10**6 if table == "matmul" else 0)
+    if table == "parts":
+        monkeypatch.setattr(forms, "CACHED", 1)
+        monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
 @pytest.fixture
 def float64():
     with jax.enable_x64(True):
@@ -75,8 +91,7 @@ def test_every_form_computes_what_lax_computes_and_so_do_its_derivatives(case, t
     space, into, out, taps, stride, padding, dilation, groups = CASES[case]
     x, w = arrays(space, into, out, taps, groups)
     padding = C.pairs(padding, x, w, stride, dilation)
-    monkeypatch.setattr(C, "FORMS", {**TABLES, **PLANES}[table])
-    monkeypatch.setattr(C, "FEW", 10**6 if table == "matmul" else 0)
+    by(table, monkeypatch)
     both = [
         jax.jit(lambda x, w, f=f: derivatives(lambda x, w: f(x, w, stride, padding, dilation, groups), x, w))
         for f in (C.conv, forms.conv_direct)
@@ -92,8 +107,7 @@ def test_every_transposed_form_computes_what_lax_computes_and_so_do_its_derivati
     x, w = arrays(space, into, out, taps, *groups)
     ones, (groups,) = (1,) * len(stride), groups or [1]
     padding = C.crops(padding, taps, stride)
-    monkeypatch.setattr(C, "FORMS", TABLES[table])
-    monkeypatch.setattr(C, "FEW", 10**6 if table == "matmul" else 0)
+    by(table, monkeypatch)
     ours = lambda x, w: C.conv_transpose(x, w, stride, padding, ones, groups)
     theirs = lambda x, w: forms.conv_transpose_direct(x, w, stride, padding, ones, groups)
     both = [jax.jit(lambda x, w, f=f: derivatives(f, x, w)) for f in (ours, theirs)]
@@ -256,3 +270,17 @@ def test_few_frames_are_computed_by_matrix_products_and_many_are_not():
         assert other.form("forward", 1) != "matmul"
     for other in (shape._replace(stride=(1,)), dilated):
         assert other.form("backward", 1) != "matmul"
+
+
+def test_the_kernel_map_of_a_picture_takes_some_rows_at_a_time_on_a_single_device(monkeypatch):
+    shape = C.Geometry((9, 8), 4, 6, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
+    assert (shape.kind, shape.form("kernel", 6)) == ("picture", "crossed")
+    x, y = jnp.ones((6, 9, 8, 4)), jnp.ones((6, 9, 8, 6))
+    program = lambda: str(jax.make_jaxpr(partial(C.kernel_map, shape))(x, y))
+    a_row = 4 * 9 * 8 * 3 * (4 + 6)  # bytes: three windows of both
+    monkeypatch.setattr(forms, "CACHED", 2 * a_row)
+    assert "scan[" not in program(), "each turn would be a sum over devices"
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert "length=3" in program()
+    monkeypatch.setattr(forms, "CACHED", 6 * a_row)
+    assert "scan[" not in program()
