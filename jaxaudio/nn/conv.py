@@ -57,6 +57,7 @@ FORMS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "thin": {"forward": "planes", "backward": "planes", "kernel": "planes"},
         "plain": {"forward": "phase", "backward": "phase", "kernel": "phase"},
         "picture": {"forward": "phase", "backward": "phase", "kernel": "crossed"},
+        "spread": {"forward": "phase", "backward": "planes", "kernel": "crossed"},
         "narrow": {"forward": "phase", "backward": "phase", "kernel": "phase"},
         "strided": {"backward": "phase"},
         "grouped": {"forward": "phase", "backward": "phase", "kernel": "phase"},
@@ -66,7 +67,8 @@ FORMS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
 }
 FEW = 64  # rows (of a batch, the frames of the shorter side) up to which a layer is "few"
 FEW_OF_LARGE, LARGE = 256, 1 << 20  # the same of the backward map, where the kernel has so many elements
-THIN = 4  # a layer is "thin" up to so many output channels, and planes up to so many times the input channels
+THIN = 4  # a layer is "thin" up to so many output channels, and planes up to so many times the input channels; that of
+# a picture "spread" up to so many input channels, and planes up to so many times the output channels
 
 
 class Geometry(NamedTuple):
@@ -102,13 +104,17 @@ class Geometry(NamedTuple):
             return "thin"
         if len(self.stride) == 1 and blocks(self.stride[0] * self.channels) > 1:
             return "narrow"
-        return "strided" if max(self.stride) > 1 else "plain" if len(self.stride) == 1 else "picture"
+        if max(self.stride) > 1 or len(self.stride) == 1:
+            return "strided" if max(self.stride) > 1 else "plain"
+        few = self.channels <= min(THIN, self.features // THIN)
+        return "spread" if few and math.prod(self.taps) * self.channels <= THIN * self.features else "picture"
 
     def forms(self, name: str) -> list[str]:
         """All forms of one of its maps that may be the fastest."""
         simple = len(self.taps) == self.groups == 1 and (name == "forward" or self.stride[0] > 1 == self.dilation[0])
         crossed = name == "kernel" and self.groups == max(self.stride) == 1
-        more = {"matmul": simple and name != "kernel", "planes": self.kind == "thin", "crossed": crossed}
+        planes = self.kind == "thin" or (self.kind == "spread" and name == "backward")
+        more = {"matmul": simple and name != "kernel", "planes": planes, "crossed": crossed}
         return ["direct", "phase", *(form for form, there in more.items() if there)]
 
     def form(self, name: str, batch: int) -> str:

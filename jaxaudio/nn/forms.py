@@ -95,11 +95,12 @@ def conv_planes(x, kernel, stride, padding, dilation, groups):
 
 
 def conv_transpose_planes(x, kernel, stride, padding, dilation, groups):
-    """The same as `conv_transpose_direct` with stride 1, without groups, of a signal of few channels: its windows are
-    narrow."""
+    """The same as `conv_transpose_direct` with stride 1, without groups: of a signal of few channels by its windows,
+    which are narrow; else, where few channels come out, by planes."""
     spans = [d * (k - 1) for k, d in zip(kernel.shape, dilation, strict=False)]
     edges = [(span - left, span - right) for span, (left, right) in zip(spans, padding, strict=True)]
-    return conv_matmul(x, jnp.flip(kernel, range(len(spans))), stride, edges, dilation, groups)
+    form = conv_matmul if x.shape[-1] < kernel.shape[-1] else conv_planes
+    return form(x, jnp.flip(kernel, range(len(spans))), stride, edges, dilation, groups)
 
 
 def kernel_planes(x, y, taps, padding, dilation):

@@ -27,6 +27,7 @@ CASES = {
     "image_one_way": ((9, 17), 2, 3, (3, 9), (1, 2), ((1, 1), (4, 4)), (1, 1), 1),
     "thin": ((30,), 8, 2, (5,), (1,), ((3, 1),), (3,), 1),
     "thin_shorter_than_its_kernel": ((5,), 5, 1, (17,), (1,), ((8, 9),), (1,), 1),
+    "spread_image": ((9, 12), 2, 8, (3, 5), (1, 1), ((0, 3), (2, -1)), (1, 2), 1),
     "thin_image": ((9, 12), 8, 2, (3, 5), (1, 1), ((0, 3), (2, -1)), (1, 2), 1),
 }
 TRANSPOSED = {
@@ -51,7 +52,7 @@ TABLES = {
     "crossed": CROSSED,
     "parts": CROSSED,
 }  # each map has its form: these cover every mixture
-PLANES = {"planes": {"cpu": {"thin": C.FORMS["cpu"]["thin"]}}}
+PLANES = {"planes": {"cpu": {kind: C.FORMS["cpu"][kind] for kind in ("thin", "spread")}}}
 
 
 def arrays(space, into, out, taps, groups=1, dtype=np.float64):
@@ -85,7 +86,10 @@ def float64():
 
 @pytest.mark.parametrize(
     ("case", "table"),
-    [*itertools.product(CASES, TABLES), *itertools.product((name for name in CASES if "thin" in name), PLANES)],
+    [
+        *itertools.product(CASES, TABLES),
+        *itertools.product((name for name in CASES if name.startswith(("thin", "spread"))), PLANES),
+    ],
 )
 def test_every_form_computes_what_lax_computes_and_so_do_its_derivatives(case, table, float64, monkeypatch):
     space, into, out, taps, stride, padding, dilation, groups = CASES[case]
@@ -245,6 +249,13 @@ def test_layers_of_few_output_channels_are_computed_by_planes():
     shape = C.Geometry((16,), 16, 4, (8,), (1,), ((2, 2),), (1,), 1)
     assert {shape.form(name, 1000) for name in ("forward", "backward", "kernel")} == {"planes"}
     for other in ({"features": 5}, {"channels": 15}, {"stride": (2,)}, {"groups": 2}, {"taps": (17,)}):
+        assert "planes" not in {shape._replace(**other).form(name, 1000) for name in ("forward", "backward", "kernel")}
+
+
+def test_the_gradient_of_a_picture_of_few_channels_is_computed_by_planes():
+    shape = C.Geometry((9, 8), 2, 8, (3, 5), (1, 1), ((1, 1), (2, 2)), (1, 1), 1)
+    assert [shape.form(name, 1000) for name in ("forward", "backward", "kernel")] == ["phase", "planes", "crossed"]
+    for other in ({"features": 6}, {"channels": 3}, {"stride": (1, 2)}, {"taps": (3, 6)}):
         assert "planes" not in {shape._replace(**other).form(name, 1000) for name in ("forward", "backward", "kernel")}
 
 
