@@ -104,8 +104,10 @@ class Geometry(NamedTuple):
             return "thin"
         if len(self.stride) == 1 and blocks(self.stride[0] * self.channels) > 1:
             return "narrow"
-        if max(self.stride) > 1 or len(self.stride) == 1:
-            return "strided" if max(self.stride) > 1 else "plain"
+        if max(self.stride) > 1:
+            return "strided"
+        if len(self.stride) == 1:
+            return "plain"
         few = self.channels <= min(THIN, self.features // THIN)
         return "spread" if few and math.prod(self.taps) * self.channels <= THIN * self.features else "picture"
 
